@@ -1,0 +1,21 @@
+// The CPU kernels for any processor: 128-bit vectors, which SSE2 and NEON both have.
+#include "cpu/attend.h"
+
+#define D2LS_LANES 4
+#if defined(__x86_64__)
+#define D2LS_REGISTERS_16
+#endif
+
+namespace d2ls {
+namespace portable {
+
+#include "cpu/simd.inc.h"
+#include "cpu/convert.inc.h"
+#include "cpu/gemm.inc.h"
+#include "cpu/attend.inc.h"
+
+}  // namespace portable
+
+AttendKernels attend_kernels_portable() { return portable::attend_kernels(); }
+
+}  // namespace d2ls

@@ -1,0 +1,14 @@
+"""The one exception a user's mistake ends in."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input from outside: a file, a setting, a checkpoint.
+
+    The message is a single line that names the offending file or key and the remedy. The command line prints it as
+    ``error: <message>`` and exits with status 2; library users catch it like any ``ValueError``.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
