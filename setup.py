@@ -1,17 +1,19 @@
-"""Builds csrc/ into one compiled torch extension, ``d2ls_fast/_C.so``; everything else is in pyproject.toml.
+"""Builds csrc/ into compiled torch libraries: ``d2ls_fast/_C.so`` (CPU) and, with nvcc, ``d2ls_fast/_C_cuda.so``.
 
-Environment:
-    D2LS_FAST_EXTENSION=auto|1|0   compile the extension: where possible (default), always (else fail), or never.
-    D2LS_FAST_CUDA=auto|1|0        the same for its CUDA part.
-    TORCH_CUDA_ARCH_LIST           GPU architectures of the CUDA part.
+Everything else is in pyproject.toml. Environment:
+    D2LS_FAST_EXTENSION=auto|1|0   the CPU part: where possible (default), always (else fail), or never.
+    D2LS_FAST_CUDA=auto|1|0        the same for the CUDA part.
+    TORCH_CUDA_ARCH_LIST           GPU architectures, default "8.0;9.0a;10.0".
+    CUDA_HOME                      folder of the CUDA toolkit, the one that holds include/.
     MAX_JOBS                       compiler processes at a time (default: all cores).
 
-The binary uses the stable ABI of torch 2.10 and no Python API at all, so that it outlives upgrades of both.
+The binaries use the stable ABI of torch 2.10 and no Python API at all, so that they outlive upgrades of both.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-TORCH_TARGET = "0x020a000000000000"  # 2.10.0, the oldest torch that the binary loads under
+TORCH_TARGET = "0x020a000000000000"  # 2.10.0, the oldest torch that the binaries load under
 
 
 def choice(name: str) -> str:
@@ -29,8 +31,20 @@ def choice(name: str) -> str:
     return value
 
 
-def why_not_compile() -> str:
-    """The reason why the extension cannot be compiled here, or nothing."""
+def wanted(name: str, part: str, reason: str) -> bool:
+    """Whether to build a part; says so when it steps aside, and stops when it was demanded and cannot be built."""
+    setting = choice(name)
+    if setting == "0":
+        return False
+    if reason and setting == "1":
+        sys.exit(f"error: {name}=1 but {reason}")
+    if reason:
+        print(f"d2ls_fast: building WITHOUT the {part}: {reason}.", file=sys.stderr)
+    return not reason
+
+
+def why_no_extension() -> str:
+    """The reason why nothing can be compiled here, or nothing."""
     try:
         import torch
     except ImportError:
@@ -43,40 +57,68 @@ def why_not_compile() -> str:
     return ""
 
 
-def extension_arguments() -> dict[str, object]:
-    wanted = choice("D2LS_FAST_EXTENSION")
-    if wanted == "0":
-        return {}
-    reason = why_not_compile()
-    if reason:
-        if wanted == "1":
-            sys.exit(f"error: D2LS_FAST_EXTENSION=1 but {reason}")
-        print(
-            f"d2ls_fast: building WITHOUT compiled kernels: {reason}. PyTorch and Triton serve instead.",
-            file=sys.stderr,
-        )
-        return {}
+def find_cuda_home() -> Path | None:
+    """The toolkit's own folder: an nvcc on PATH may be a wrapper elsewhere, so the headers decide."""
+    candidates = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    nvcc = shutil.which("nvcc")
+    candidates += [Path(nvcc).resolve().parents[1]] if nvcc else []
+    candidates += [Path("/usr/local/cuda")]
+    for folder in candidates:
+        if (folder / "include" / "cuda_runtime_api.h").is_file() and (folder / "bin" / "nvcc").is_file():
+            return folder
+    return None
 
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    extension = CppExtension(
-        "d2ls_fast._C",
-        sources,
-        include_dirs=[str(ROOT / "csrc")],
-        depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("D2LS_TORCH_TARGET", '"2.10"')],
-        extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wno-psabi"],
-        extra_link_args=["-Wl,-s", "-Wl,--as-needed"] if sys.platform == "linux" else [],
-        py_limited_api=True,
-    )
+def why_no_cuda(home: Path | None) -> str:
+    """The reason why the CUDA part cannot be compiled here, or nothing."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if home is None:
+        return "no CUDA toolkit with nvcc and headers was found (set CUDA_HOME)"
+    header = (home / "include" / "cuda_runtime_api.h").read_text(errors="replace")
+    found = re.search(r"#define CUDART_VERSION\s+(\d+)", header)
+    if found and int(found[1]) // 1000 != int(torch.version.cuda.split(".")[0]):
+        return f"the toolkit in {home} is CUDA {int(found[1]) // 1000}, this torch was built with {torch.version.cuda}"
+    return ""
+
+
+def build_arguments() -> dict[str, object]:
+    if not wanted("D2LS_FAST_EXTENSION", "compiled kernels (PyTorch and Triton serve instead)", why_no_extension()):
+        return {}
+    home = find_cuda_home()
+    with_cuda = wanted("D2LS_FAST_CUDA", "CUDA part (Triton serves GPUs instead)", why_no_cuda(home))
+    if with_cuda:
+        os.environ["CUDA_HOME"] = str(home)  # read when torch.utils.cpp_extension is imported
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0")
+
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    common = {
+        "include_dirs": [str(ROOT / "csrc")],
+        "define_macros": [("TORCH_TARGET_VERSION", TORCH_TARGET), ("D2LS_TORCH_TARGET", '"2.10"')],
+        "extra_link_args": ["-Wl,-s", "-Wl,--as-needed"] if sys.platform == "linux" else [],
+        "py_limited_api": True,
+    }
+    flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wno-psabi"]
+    extensions = [
+        CppExtension("d2ls_fast._C", files("*.cpp"), depends=files("*.h"), extra_compile_args=flags, **common)
+    ]
+    if with_cuda:
+        nvcc = ["-O3", "-std=c++17", "--threads=2"]
+        arguments = {"cxx": flags, "nvcc": nvcc}
+        extensions.append(CUDAExtension("d2ls_fast._C_cuda", files("*.cu"), extra_compile_args=arguments, **common))
     return {
-        "ext_modules": [extension],
+        "ext_modules": extensions,
         "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
-        # The file links no Python at all, so one wheel serves every version from 3.10 on.
+        # The files link no Python at all, so one wheel serves every version from 3.10 on.
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
 
-choice("D2LS_FAST_CUDA")
-setup(**extension_arguments())
+def files(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern))
+
+
+setup(**build_arguments())

@@ -1,7 +1,8 @@
-"""Loads the compiled extension, if it was built, and remembers why not otherwise.
+"""Loads the compiled libraries, if they were built, and remembers why not otherwise.
 
-The extension registers its kernels with the PyTorch dispatcher through the stable ABI when it is loaded; nothing is
-called through Python. One binary serves every torch from 2.10 on.
+They register their kernels with the PyTorch dispatcher through the stable ABI when they are loaded; nothing is called
+through Python. One binary serves every torch from 2.10 on. The CUDA part is a library of its own, so that the CPU part
+loads where there is no CUDA runtime.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from pathlib import Path
 
 import torch
 
-FILE = Path(__file__).with_name("_C.so")
 
-
-def _load() -> str:
-    if not FILE.exists():
-        return "the compiled extension was not built (pip install again with a C++ compiler; see `d2ls-fast info`)"
+def _load(name: str, missing: str) -> str:
+    """Why the library cannot be used, or nothing."""
+    file = Path(__file__).with_name(name)
+    if not file.exists():
+        return missing
     try:
-        torch.ops.load_library(str(FILE))
+        torch.ops.load_library(str(file))
     except OSError as error:
-        return f"the compiled extension does not load: {' '.join(str(error).split())}"
+        return f"{name} does not load: {' '.join(str(error).split())}"
     return ""
 
 
-WHY_NOT: str = _load()
+WHY_NOT: str = _load("_C.so", "the compiled extension was not built (pip install again with a C++ compiler)")
 LOADED: bool = not WHY_NOT
+WHY_NOT_CUDA: str = _load("_C_cuda.so", "the CUDA part was not built (pip install again with nvcc and a CUDA torch)")
+CUDA_LOADED: bool = not WHY_NOT_CUDA

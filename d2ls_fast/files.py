@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,25 @@ from d2ls_fast.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of ``path``: renamed to ``path`` on success, removed on failure."""
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """A temporary name beside ``path``: renamed to it when the block ends well, removed when it does not.
+
+    The folder is made where it is missing.
+
+    Raises:
+        UserError: the system, or one of a library's own ``failures``, says that the file cannot be written.
+    """
+    caught: tuple[type[Exception], ...] = (OSError, *failures)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except caught as error:
+        raise UserError(f"{path}: cannot be written ({error}); choose a writable folder with free space") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is missing
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

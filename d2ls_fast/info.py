@@ -22,6 +22,8 @@ def facts() -> dict[str, str]:
     for package in ("triton", "timm", "torchvision", "lightning", "rasterio", "numpy"):
         lines[package] = _version(package)
     lines["extension"] = torch.ops.d2ls_fast.build_info() if _extension.LOADED else f"none: {_extension.WHY_NOT}"
+    cuda = torch.ops.d2ls_fast.cuda_build_info() if _extension.CUDA_LOADED else f"none: {_extension.WHY_NOT_CUDA}"
+    lines["CUDA part"] = cuda
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines["GPUs"] = ", ".join(gpus) or "none seen"
     for name, state in backends().items():

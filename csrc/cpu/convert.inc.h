@@ -66,3 +66,12 @@ inline void narrow(Dtype dtype, const float* src, void* dst, int64_t offset, int
     for (int64_t i = 0; i < count; ++i) to[i] = float_to_f16(src[i]);
   }
 }
+
+// What a float32 row becomes when it is stored and read again.
+inline void round_to(Dtype dtype, float* values, int64_t count) {
+  if (dtype == Dtype::bf16) {
+    for (int64_t i = 0; i < count; ++i) values[i] = bf16_to_float(float_to_bf16(values[i]));
+  } else if (dtype == Dtype::f16) {
+    for (int64_t i = 0; i < count; ++i) values[i] = f16_to_float(float_to_f16(values[i]));
+  }
+}

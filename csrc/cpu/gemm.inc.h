@@ -9,8 +9,9 @@ constexpr int kBlockVecs = 2;
 constexpr int kBlockVecs = 4;
 #endif
 constexpr int kBlockRows = 6;
-// Depth of B handled at a time: with the block's columns it stays in the first-level cache.
-constexpr int64_t kDepth = 128;
+// Depth of B handled at a time: with the block's columns it stays in the first-level cache. A block is summed from zero and
+// then added, so that rounding errors grow with the depth of a block and the number of blocks, not with their product.
+constexpr int64_t kDepth = 64;
 
 template <int kRows, int kVecs>
 inline void gemm_block(int64_t depth, const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_stride,
@@ -20,7 +21,7 @@ inline void gemm_block(int64_t depth, const float* a, int64_t a_row, int64_t a_d
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
-      sum[r][v] = accumulate ? load(c + r * c_stride + v * kLanes) : Vec{};
+      sum[r][v] = Vec{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -42,7 +43,8 @@ inline void gemm_block(int64_t depth, const float* a, int64_t a_row, int64_t a_d
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
-      store(c + r * c_stride + v * kLanes, sum[r][v]);
+      float* to = c + r * c_stride + v * kLanes;
+      store(to, accumulate ? load(to) + sum[r][v] : sum[r][v]);
     }
   }
 }

@@ -1,5 +1,5 @@
 // The CPU kernels for x86 with AVX2 and FMA.
-#include "cpu/attend.h"
+#include "cpu/pass.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -19,11 +19,11 @@ namespace avx2 {
 #include "cpu/simd.inc.h"
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
-#include "cpu/attend.inc.h"
+#include "cpu/pass.inc.h"
 
 }  // namespace avx2
 
-AttendKernels attend_kernels_avx2() { return avx2::attend_kernels(); }
+PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
 
 }  // namespace d2ls
 

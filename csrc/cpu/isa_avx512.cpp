@@ -1,5 +1,5 @@
 // The CPU kernels for x86 with AVX-512 (F, BW, DQ, VL).
-#include "cpu/attend.h"
+#include "cpu/pass.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -18,11 +18,11 @@ namespace avx512 {
 #include "cpu/simd.inc.h"
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
-#include "cpu/attend.inc.h"
+#include "cpu/pass.inc.h"
 
 }  // namespace avx512
 
-AttendKernels attend_kernels_avx512() { return avx512::attend_kernels(); }
+PassKernels pass_kernels_avx512() { return avx512::pass_kernels(); }
 
 }  // namespace d2ls
 

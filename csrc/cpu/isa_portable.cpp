@@ -1,5 +1,5 @@
 // The CPU kernels for any processor: 128-bit vectors, which SSE2 and NEON both have.
-#include "cpu/attend.h"
+#include "cpu/pass.h"
 
 #define D2LS_LANES 4
 #if defined(__x86_64__)
@@ -12,10 +12,10 @@ namespace portable {
 #include "cpu/simd.inc.h"
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
-#include "cpu/attend.inc.h"
+#include "cpu/pass.inc.h"
 
 }  // namespace portable
 
-AttendKernels attend_kernels_portable() { return portable::attend_kernels(); }
+PassKernels pass_kernels_portable() { return portable::pass_kernels(); }
 
 }  // namespace d2ls

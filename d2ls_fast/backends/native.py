@@ -12,7 +12,7 @@ from d2ls_fast.backends.base import Call, Support
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_OPERATORS = ("attend",)
-_CPU_OPERATORS = ("attend",)
+_CPU_OPERATORS = ("attend", "refine", "refine_attend")
 
 
 def _dtype_support(call: Call) -> Support:
@@ -65,7 +65,9 @@ class Cuda:
     name = "cuda"
 
     def available(self) -> Support:
-        return Support(False, "this release has no CUDA kernels; GPUs are served by triton")
+        if not _extension.CUDA_LOADED:
+            return Support(False, _extension.WHY_NOT_CUDA)
+        return Support(False, "the CUDA part holds no kernels yet; GPUs are served by triton")
 
     def supports(self, call: Call) -> Support:
         return self.available()

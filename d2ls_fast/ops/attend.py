@@ -67,28 +67,39 @@ def attend_definition(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[
 
 def check_attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> None:
     """Raise ``ValueError`` unless the arguments fit each other; see :func:`attend`."""
+    check_pixels("attend", pixels, pixel_pe)
+    check_rows("attend", "query", query, pixels)
+
+
+def check_pixels(operator: str, pixels: Tensor, pixel_pe: Tensor) -> None:
+    """Raise ``ValueError`` unless pixels are ``[B, N, C]`` and pixel_pe fits them."""
     if pixels.dim() != 3:
-        raise ValueError(f"attend: pixels must be [B, N, C], got {tuple(pixels.shape)}")
+        raise ValueError(f"{operator}: pixels must be [B, N, C], got {tuple(pixels.shape)}")
     b, n, c = pixels.shape
-    if (
-        pixel_pe.dim() not in (2, 3)
-        or pixel_pe.shape[-2:] != (n, c)
-        or (pixel_pe.dim() == 3 and pixel_pe.shape[0] != b)
-    ):
-        raise ValueError(f"attend: pixel_pe must be [{n}, {c}] or [{b}, {n}, {c}], got {tuple(pixel_pe.shape)}")
-    if query.dim() != 3 or query.shape[0] != b or query.shape[2] != c:
-        raise ValueError(f"attend: query must be [{b}, J, {c}], got {tuple(query.shape)}")
     if b == 0 or n == 0 or c == 0:
-        raise ValueError(f"attend: pixels must not be empty, got {tuple(pixels.shape)}")
-    if query.shape[1] == 0:
-        raise ValueError("attend: query must have at least one row, got J = 0")
-    for name, tensor in (("pixel_pe", pixel_pe), ("query", query)):
-        if tensor.dtype != pixels.dtype:
-            raise ValueError(f"attend: {name} must have the dtype of pixels, {pixels.dtype}, got {tensor.dtype}")
-        if tensor.device != pixels.device:
-            raise ValueError(f"attend: {name} must be on the device of pixels, {pixels.device}, got {tensor.device}")
+        raise ValueError(f"{operator}: pixels must not be empty, got {tuple(pixels.shape)}")
     if not pixels.dtype.is_floating_point:
-        raise ValueError(f"attend: pixels must be a floating-point tensor, got {pixels.dtype}")
+        raise ValueError(f"{operator}: pixels must be a floating-point tensor, got {pixels.dtype}")
+    if tuple(pixel_pe.shape) not in ((n, c), (b, n, c)):
+        raise ValueError(f"{operator}: pixel_pe must be [{n}, {c}] or [{b}, {n}, {c}], got {tuple(pixel_pe.shape)}")
+    _check_kind(operator, "pixel_pe", pixel_pe, pixels)
+
+
+def check_rows(operator: str, name: str, rows: Tensor, pixels: Tensor) -> None:
+    """Raise ``ValueError`` unless ``rows`` is ``[B, J, C]`` with the B, C, dtype and device of pixels."""
+    b, _, c = pixels.shape
+    if rows.dim() != 3 or rows.shape[0] != b or rows.shape[2] != c:
+        raise ValueError(f"{operator}: {name} must be [{b}, J, {c}], got {tuple(rows.shape)}")
+    if rows.shape[1] == 0:
+        raise ValueError(f"{operator}: {name} must have at least one row, got J = 0")
+    _check_kind(operator, name, rows, pixels)
+
+
+def _check_kind(operator: str, name: str, tensor: Tensor, pixels: Tensor) -> None:
+    if tensor.dtype != pixels.dtype:
+        raise ValueError(f"{operator}: {name} must have the dtype of pixels, {pixels.dtype}, got {tensor.dtype}")
+    if tensor.device != pixels.device:
+        raise ValueError(f"{operator}: {name} must be on the device of pixels, {pixels.device}, got {tensor.device}")
 
 
 # --- registration -------------------------------------------------------------------------------------------------

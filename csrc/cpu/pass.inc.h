@@ -1,0 +1,379 @@
+// The pass over one chunk of pixels. Included inside the namespace of one instruction set; see isa_*.cpp.
+
+// Pixels in a tile: with C = 256 the tile, its scores and the dictionary side fit in a second-level cache of 1 MB.
+constexpr int64_t kTile = 64;
+
+struct Tile {
+  float* x;        // [T, Cp] pixels as float32, where they cannot be read in place
+  float* y;        // [T, Cp] pixels + pe
+  float* refined;  // [T, Cp] x', where it cannot be written in place
+  float* again;    // [T, Cp] x' + pe
+  float* score;    // [T, Jp]
+  float* weight;   // [T, groups]
+  // backward
+  float* normal;        // [T, Cp] normalised u
+  float* output;        // [T, Cp]
+  float* through;       // [T, Cp]
+  float* score_grad;    // [T, Jp]
+  float* weight_grad;   // [T, groups]
+};
+
+inline int64_t scratch_floats(const PassSizes& s, bool backward) {
+  return kTile * ((backward ? 7 : 4) * s.channels + (backward ? 2 : 1) * (s.rows + s.groups));
+}
+
+inline Tile carve(const PassSizes& s, float* scratch, bool backward) {
+  Tile t{};
+  float** const wide[] = {&t.x, &t.y, &t.refined, &t.again};
+  float** const more[] = {&t.normal, &t.output, &t.through};
+  auto take = [&scratch](float** where, int64_t columns) {
+    *where = scratch;
+    scratch += kTile * columns;
+  };
+  for (float** where : wide) take(where, s.channels);
+  take(&t.score, s.rows);
+  take(&t.weight, s.groups);
+  if (backward) {
+    for (float** where : more) take(where, s.channels);
+    take(&t.score_grad, s.rows);
+    take(&t.weight_grad, s.groups);
+  }
+  return t;
+}
+
+inline void clear(float* p, int64_t count) {
+  if (p != nullptr) {
+    __builtin_memset(p, 0, count * 4);
+  }
+}
+
+// Float32 rows of tile pixels: read in place where the memory already is such rows, else widened into a buffer.
+struct Rows {
+  const float* data;
+  int64_t stride;
+};
+
+inline bool in_place(const PassShape& s, const PassSizes& p) { return s.dtype == Dtype::f32 && s.channels == p.channels; }
+
+inline Rows load_rows(const PassShape& s, const PassSizes& p, const void* source, int64_t at, int64_t rows,
+                      float* buffer) {
+  if (in_place(s, p)) {
+    return {static_cast<const float*>(source) + at, s.channels};
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    widen(s.dtype, source, at + n * s.channels, buffer + n * p.channels, s.channels);
+    clear(buffer + n * p.channels + s.channels, p.channels - s.channels);
+  }
+  return {buffer, p.channels};
+}
+
+// out [T, Cp] = x + pe
+inline void add_pe(const PassInputs& in, const PassSizes& p, int64_t pe_at, int64_t rows, Rows x, float* out) {
+  const Rows pe = load_rows(in.shape, p, in.pixel_pe, pe_at, rows, out);
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      store(out + n * p.channels + c, load(x.data + n * x.stride + c) + load(pe.data + n * pe.stride + c));
+    }
+  }
+}
+
+// A = softmax over the entries of each head, in place on scores [T, groups] without their bias.
+template <int kShort>
+inline void softmax_entries(const PassShape& s, const PassSizes& p, int64_t rows, const float* bias, float* weight) {
+  using Short = typename VectorOf<kShort>::Float;
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t h = 0; h < p.heads; h += kShort) {
+      float* row = weight + n * p.groups + h;
+      Short top = load<kShort>(row) + load<kShort>(bias + h);
+      store(row, top);
+      for (int64_t k = 1; k < s.entries; ++k) {
+        const Short z = load<kShort>(row + k * p.heads) + load<kShort>(bias + h + k * p.heads);
+        store(row + k * p.heads, z);
+        top = maximum(z, top);
+      }
+      Short sum{};
+      for (int64_t k = 0; k < s.entries; ++k) {
+        const Short e = exponential(load<kShort>(row + k * p.heads) - top);
+        store(row + k * p.heads, e);
+        sum += e;
+      }
+      const Short inverse = 1.0f / sum;
+      for (int64_t k = 0; k < s.entries; ++k) {
+        store(row + k * p.heads, load<kShort>(row + k * p.heads) * inverse);
+      }
+    }
+  }
+}
+
+// dz = A * (dA - sum over the entries of A dA), in place on dA [T, groups]; adds up grad_key_bias.
+template <int kShort>
+inline void softmax_entries_backward(const PassShape& s, const PassSizes& p, int64_t rows, const float* weight,
+                                     float* grad, float* bias_grad) {
+  using Short = typename VectorOf<kShort>::Float;
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t h = 0; h < p.heads; h += kShort) {
+      const float* a = weight + n * p.groups + h;
+      float* g = grad + n * p.groups + h;
+      Short dot{};
+      for (int64_t k = 0; k < s.entries; ++k) {
+        dot += load<kShort>(a + k * p.heads) * load<kShort>(g + k * p.heads);
+      }
+      for (int64_t k = 0; k < s.entries; ++k) {
+        const Short dz = load<kShort>(a + k * p.heads) * (load<kShort>(g + k * p.heads) - dot);
+        store(g + k * p.heads, dz);
+        store(bias_grad + h + k * p.heads, load<kShort>(bias_grad + h + k * p.heads) + dz);
+      }
+    }
+  }
+}
+
+// normal [T, Cp] = (u - mean) / sigma with u = x + A value + out_bias; returns 1 / sigma of every row.
+inline void normalise_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
+                             const Tile& tile, float* normal, float* inverse_sigma) {
+  const PassShape& s = in.shape;
+  gemm(rows, p.groups, s.channels, {tile.y, p.channels, 1}, packed.key_t, p.groups, tile.weight, p.groups, false);
+  if (p.heads % 8 == 0) {
+    softmax_entries<8>(s, p, rows, packed.key_bias, tile.weight);
+  } else {
+    softmax_entries<4>(s, p, rows, packed.key_bias, tile.weight);
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      store(normal + n * p.channels + c, load(x.data + n * x.stride + c) + load(packed.out_bias + c));
+    }
+  }
+  gemm(rows, p.channels, p.group_rows, {tile.weight, p.groups, 1}, packed.value, p.channels, normal, p.channels, true);
+  const float count = static_cast<float>(s.channels);
+  const float padding = static_cast<float>(p.channels - s.channels);
+  for (int64_t n = 0; n < rows; ++n) {
+    float* u = normal + n * p.channels;
+    Vec sum{};
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      sum += load(u + c);
+    }
+    const float mean = sum_lanes(sum) / count;
+    Vec squares{};
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      const Vec d = load(u + c) - splat(mean);
+      squares += d * d;
+    }
+    // Padded channels are zero in u, so each of them added mean^2.
+    const float variance = (sum_lanes(squares) - padding * mean * mean) / count;
+    inverse_sigma[n] = 1.0f / __builtin_sqrtf(variance + in.eps);
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      store(u + c, (load(u + c) - splat(mean)) * splat(inverse_sigma[n]));
+    }
+    clear(u + s.channels, p.channels - s.channels);
+  }
+}
+
+// x' = normal * norm_weight + norm_bias, as the dtype stores it: rounded, so that forward and backward see one value.
+inline void scale_and_shift(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows,
+                            const float* normal, float* out, void* stored, int64_t at) {
+  const PassShape& s = in.shape;
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      const Vec v = load(normal + n * p.channels + c) * load(packed.norm_weight + c) + load(packed.norm_bias + c);
+      store(out + n * p.channels + c, v);
+    }
+    if (stored != nullptr) {
+      narrow(s.dtype, out + n * p.channels, stored, at + n * s.channels, s.channels);
+    }
+    if (s.dtype != Dtype::f32) {
+      round_to(s.dtype, out + n * p.channels, s.channels);
+    }
+  }
+}
+
+inline void attend_tile(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
+                        const float* y, float* score, const PassPartial& partial) {
+  gemm(rows, p.rows, s.channels, {y, p.channels, 1}, packed.query_t, p.rows, score, p.rows, false);
+  for (int64_t j = 0; j < p.rows; j += kLanes) {
+    const Vec before = load(partial.row_max + j);
+    Vec top = before;
+    for (int64_t n = 0; n < rows; ++n) {
+      top = maximum(load(score + n * p.rows + j), top);
+    }
+    const Vec scale = exponential(before - top);
+    Vec sum = load(partial.row_sum + j) * scale;
+    for (int64_t n = 0; n < rows; ++n) {
+      const Vec weight = exponential(load(score + n * p.rows + j) - top);
+      store(score + n * p.rows + j, weight);
+      sum += weight;
+    }
+    store(partial.row_max + j, top);
+    store(partial.row_sum + j, sum);
+    for (int64_t i = 0; i < kLanes && j + i < s.rows; ++i) {
+      if (scale[i] != 1.0f) {
+        float* row = partial.acc + (j + i) * p.channels;
+        for (int64_t c = 0; c < p.channels; c += kLanes) {
+          store(row + c, load(row + c) * splat(scale[i]));
+        }
+      }
+    }
+  }
+  gemm(s.rows, p.channels, rows, {score, 1, p.rows}, x.data, x.stride, partial.acc, p.channels, true);
+}
+
+inline void forward_chunk(const PassForward& call, const PassSizes& p, const PassPacked& packed, Chunk chunk,
+                          const PassPartial& partial, float* scratch) {
+  const PassInputs& in = call.in;
+  const PassShape& s = in.shape;
+  const Tile tile = carve(p, scratch, false);
+  clear(partial.acc, s.rows * p.channels);
+  for (int64_t j = 0; j < p.rows; j += kLanes) {
+    store(partial.row_max + j, splat(-__builtin_inff()));
+    store(partial.row_sum + j, Vec{});
+  }
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t rows = chunk.end - first < kTile ? chunk.end - first : kTile;
+    const int64_t at = (chunk.batch * s.pixels + first) * s.channels;
+    const int64_t pe_at = s.shared_pe ? first * s.channels : at;
+    Rows x = load_rows(s, p, in.pixels, at, rows, tile.x);
+    add_pe(in, p, pe_at, rows, x, tile.y);
+    const float* y = tile.y;
+    if (s.entries > 0) {
+      float inverse_sigma[kTile];
+      float* refined = in_place(s, p) ? static_cast<float*>(call.refined) + at : tile.refined;
+      normalise_update(in, p, packed, rows, x, tile, refined, inverse_sigma);
+      scale_and_shift(in, p, packed, rows, refined, refined, in_place(s, p) ? nullptr : call.refined, at);
+      x = {refined, p.channels};
+      if (s.rows > 0) {
+        add_pe(in, p, pe_at, rows, x, tile.again);
+        y = tile.again;
+      }
+    }
+    if (s.rows > 0) {
+      attend_tile(s, p, packed, rows, x, y, tile.score, partial);
+    }
+  }
+}
+
+// Adds the gradient of attend with respect to x (and y = x + pe) to output [T, Cp]; the part through y also to `through`.
+inline void attend_tile_backward(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
+                                 const float* y, const Tile& tile, float* grad_query, float* output, bool first,
+                                 float* through) {
+  gemm(rows, p.rows, s.channels, {y, p.channels, 1}, packed.query_t, p.rows, tile.score, p.rows, false);
+  gemm(rows, p.rows, s.channels, {x.data, x.stride, 1}, packed.grad_t, p.rows, tile.score_grad, p.rows, false);
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t j = 0; j < p.rows; j += kLanes) {
+      const int64_t at = n * p.rows + j;
+      const Vec weight = exponential(load(tile.score + at) - load(packed.lse + j));
+      store(tile.score + at, weight);
+      store(tile.score_grad + at, weight * (load(tile.score_grad + at) - load(packed.offset + j)));
+    }
+  }
+  gemm(s.rows, p.channels, rows, {tile.score_grad, 1, p.rows}, y, p.channels, grad_query, p.channels, true);
+  gemm(rows, p.channels, s.rows, {tile.score, p.rows, 1}, packed.grad, p.channels, output, p.channels, !first);
+  const Strided score_grad{tile.score_grad, p.rows, 1};
+  if (through == nullptr) {
+    gemm(rows, p.channels, s.rows, score_grad, packed.query, p.channels, output, p.channels, true);
+    return;
+  }
+  gemm(rows, p.channels, s.rows, score_grad, packed.query, p.channels, through, p.channels, false);
+  for (int64_t i = 0; i < rows * p.channels; i += kLanes) {
+    store(output + i, load(output + i) + load(through + i));
+  }
+}
+
+// output [T, Cp] = gradient of u, from the gradient of x' that it holds; adds up the three vector gradients.
+inline void normalise_backward(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows,
+                               const float* normal, const float* inverse_sigma, float* output, float* vectors) {
+  float* grad_out_bias = vectors;
+  float* grad_weight = vectors + p.channels;
+  float* grad_bias = vectors + 2 * p.channels;
+  for (int64_t n = 0; n < rows; ++n) {
+    const float* u = normal + n * p.channels;
+    float* g = output + n * p.channels;
+    Vec sum{}, dot{};
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      const Vec grad = load(g + c), hat = load(u + c);
+      store(grad_bias + c, load(grad_bias + c) + grad);
+      store(grad_weight + c, load(grad_weight + c) + grad * hat);
+      const Vec scaled = grad * load(packed.norm_weight + c);
+      store(g + c, scaled);
+      sum += scaled;
+      dot += scaled * hat;
+    }
+    const float mean = sum_lanes(sum) / static_cast<float>(s.channels);
+    const float slope = sum_lanes(dot) / static_cast<float>(s.channels);
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      const Vec v = (load(g + c) - splat(mean) - load(u + c) * splat(slope)) * splat(inverse_sigma[n]);
+      store(g + c, v);
+    }
+    clear(g + s.channels, p.channels - s.channels);
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      store(grad_out_bias + c, load(grad_out_bias + c) + load(g + c));
+    }
+  }
+}
+
+// From the gradient of u in output [T, Cp] to the gradient of x, added in place.
+inline void refine_tile_backward(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows,
+                                 const Tile& tile, const PassPartial& partial, float* output, bool first,
+                                 float* through) {
+  gemm(p.group_rows, p.channels, rows, {tile.weight, 1, p.groups}, output, p.channels, partial.value, p.channels, true);
+  gemm(rows, p.groups, s.channels, {output, p.channels, 1}, packed.value_t, p.groups, tile.weight_grad, p.groups, false);
+  if (p.heads % 8 == 0) {
+    softmax_entries_backward<8>(s, p, rows, tile.weight, tile.weight_grad, partial.key_bias);
+  } else {
+    softmax_entries_backward<4>(s, p, rows, tile.weight, tile.weight_grad, partial.key_bias);
+  }
+  const float* dz = tile.weight_grad;
+  gemm(p.group_rows, p.channels, rows, {dz, 1, p.groups}, tile.y, p.channels, partial.key, p.channels, true);
+  if (through != nullptr) {
+    gemm(rows, p.channels, p.group_rows, {dz, p.groups, 1}, packed.key, p.channels, through, p.channels, !first);
+  }
+  gemm(rows, p.channels, p.group_rows, {dz, p.groups, 1}, packed.key, p.channels, output, p.channels, true);
+}
+
+inline void backward_chunk(const PassBackward& call, const PassSizes& p, const PassPacked& packed, Chunk chunk,
+                           const PassPartial& partial, float* through_pe, float* scratch) {
+  const PassInputs& in = call.in;
+  const PassShape& s = in.shape;
+  const Tile tile = carve(p, scratch, true);
+  clear(partial.acc, s.rows * p.channels);
+  clear(partial.key, p.group_rows * p.channels);
+  clear(partial.value, p.group_rows * p.channels);
+  clear(partial.key_bias, p.groups);
+  clear(partial.vectors, s.entries > 0 ? 3 * p.channels : 0);
+  float* through = through_pe != nullptr ? tile.through : nullptr;
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t rows = chunk.end - first < kTile ? chunk.end - first : kTile;
+    const int64_t at = (chunk.batch * s.pixels + first) * s.channels;
+    const int64_t pe_at = s.shared_pe ? first * s.channels : at;
+    Rows x = load_rows(s, p, in.pixels, at, rows, tile.x);
+    add_pe(in, p, pe_at, rows, x, tile.y);
+    float* output = in_place(s, p) ? static_cast<float*>(call.grad_pixels) + at : tile.output;
+
+    if (s.entries == 0) {
+      attend_tile_backward(s, p, packed, rows, x, tile.y, tile, partial.acc, output, true, through);
+    } else {
+      float inverse_sigma[kTile];
+      normalise_update(in, p, packed, rows, x, tile, tile.normal, inverse_sigma);
+      const Rows grad = load_rows(s, p, call.grad_refined, at, rows, tile.output);
+      if (grad.data != output) {
+        __builtin_memcpy(output, grad.data, rows * p.channels * 4);
+      }
+      if (s.rows > 0) {
+        scale_and_shift(in, p, packed, rows, tile.normal, tile.refined, nullptr, at);
+        x = {tile.refined, p.channels};
+        add_pe(in, p, pe_at, rows, x, tile.again);
+        attend_tile_backward(s, p, packed, rows, x, tile.again, tile, partial.acc, output, false, through);
+      }
+      normalise_backward(s, p, packed, rows, tile.normal, inverse_sigma, output, partial.vectors);
+      refine_tile_backward(s, p, packed, rows, tile, partial, output, s.rows == 0, through);
+    }
+
+    for (int64_t n = 0; n < rows && through != nullptr; ++n) {
+      __builtin_memcpy(through_pe + (first + n) * s.channels, through + n * p.channels, s.channels * 4);
+    }
+    for (int64_t n = 0; n < rows && output == tile.output; ++n) {
+      narrow(s.dtype, output + n * p.channels, call.grad_pixels, at + n * s.channels, s.channels);
+    }
+  }
+}
+
+inline PassKernels pass_kernels() {
+  return {kLanes, scratch_floats, forward_chunk, backward_chunk, widen, narrow};
+}

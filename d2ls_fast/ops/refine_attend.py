@@ -1,0 +1,240 @@
+"""refine_attend: the pixels are updated and the dictionary attends to the result, in one pass over the pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2ls_fast import _extension
+from d2ls_fast.backends import select
+from d2ls_fast.ops._library import LIBRARY, define, with_autocast
+from d2ls_fast.ops.attend import attend_definition, check_rows
+from d2ls_fast.ops.refine import as_vectors, check_refine, refine_definition
+
+
+def refine_attend(
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    query: Tensor,
+    num_heads: int,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`~d2ls_fast.ops.refine.refine`, then :func:`~d2ls_fast.ops.attend.attend` on its result.
+
+    One read and one write of the pixels instead of two reads and a write: stage l's pixel update and stage l + 1's look
+    at the pixels need the same dictionary, so both fit in one pass.
+
+    Args:
+        query: ``[B, J', C]`` in the dtype of pixels; J' need not be the J of key. The others are those of refine.
+
+    Returns:
+        updated pixels ``[B, N, C]``; context ``[B, J', C]`` and log-sum-exp ``[B, J']`` as attend gives them.
+
+    Raises:
+        ValueError, BackendError: as refine and attend.
+
+    Differentiable once in every tensor, through all three outputs. Bitwise repeatable.
+    """
+    pixels, pixel_pe, key, value, query = with_autocast((pixels, pixel_pe, key, value, query))
+    key_bias, out_bias, norm_weight, norm_bias = as_vectors(pixels, key_bias, out_bias, norm_weight, norm_bias)
+    arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
+    check_refine(*arguments, num_heads)
+    check_rows("refine_attend", "query", query, pixels)
+    if select("refine_attend", pixels) in ("reference", "torch"):
+        return refine_attend_definition(*arguments, query, num_heads, eps)
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.refine_attend(*arguments, query, num_heads, eps)
+    return result
+
+
+def refine_attend_definition(
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    query: Tensor,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator in plain PyTorch: one definition after the other."""
+    refined = refine_definition(
+        pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias, num_heads, eps
+    )
+    return (refined, *attend_definition(refined, pixel_pe, query))
+
+
+def plain_backward(
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    query: Tensor | None,
+    context: Tensor | None,
+    log_sum_exp: Tensor | None,
+    grad_refined: Tensor,
+    grad_context: Tensor | None,
+    grad_log_sum_exp: Tensor | None,
+    num_heads: int,
+    eps: float,
+    need_pe_grad: bool,
+) -> tuple[Tensor, ...]:
+    """The backward formulas in PyTorch, for machines without the compiled extension; recomputes the forward.
+
+    With A, u, x' as in the forward: first attend's gradient joins that of x', then LayerNorm, softmax and the product
+    with the key are undone. Without a query this is the backward of refine.
+    """
+    dtype = key_bias.dtype
+    x, y, kappa, nu = pixels.to(dtype), (pixels + pixel_pe).to(dtype), key.to(dtype), value.to(dtype)
+    scores = y @ kappa.transpose(-1, -2) + key_bias.unsqueeze(1)
+    weights = scores.unflatten(-1, (num_heads, -1)).softmax(-1).flatten(2)
+    total = x + weights @ nu + out_bias
+    inverse_sigma = torch.rsqrt(total.var(-1, correction=0, keepdim=True) + eps)
+    normal = (total - total.mean(-1, keepdim=True)) * inverse_sigma
+    grad, through_pe = grad_refined.to(dtype), torch.zeros_like(x)
+    grad_query = pixels.new_empty((0,))
+    if query is not None and context is not None and log_sum_exp is not None:
+        assert grad_context is not None and grad_log_sum_exp is not None
+        refined = (normal * norm_weight + norm_bias).to(pixels.dtype)
+        x2, y2, q = refined.to(dtype), (refined + pixel_pe).to(dtype), query.to(dtype)
+        attention = torch.exp(q @ y2.transpose(-1, -2) - log_sum_exp.unsqueeze(-1))
+        delta = (grad_context * context).sum(-1) - grad_log_sum_exp
+        grad_attention = attention * (grad_context @ x2.transpose(-1, -2) - delta.unsqueeze(-1))
+        through_pe = grad_attention.transpose(-1, -2) @ q
+        grad = grad + through_pe + attention.transpose(-1, -2) @ grad_context
+        grad_query = (grad_attention @ y2).to(query.dtype)
+    grad_norm_weight, grad_norm_bias = (grad * normal).sum((0, 1)), grad.sum((0, 1))
+    scaled = grad * norm_weight
+    grad = inverse_sigma * (scaled - scaled.mean(-1, keepdim=True) - normal * (scaled * normal).mean(-1, keepdim=True))
+    grad_weights = (grad @ nu.transpose(-1, -2)).unflatten(-1, (num_heads, -1))
+    by_head = weights.unflatten(-1, (num_heads, -1))
+    grad_scores = (by_head * (grad_weights - (by_head * grad_weights).sum(-1, keepdim=True))).flatten(2)
+    through_key = grad_scores @ kappa
+    through_pe = through_pe + through_key
+    if not need_pe_grad:
+        grad_pe = pixel_pe.new_empty((0,))
+    else:
+        grad_pe = (through_pe if pixel_pe.dim() == 3 else through_pe.sum(0)).to(pixel_pe.dtype)
+    return (
+        (grad + through_key).to(pixels.dtype),
+        grad_pe,
+        (grad_scores.transpose(-1, -2) @ y).to(key.dtype),
+        grad_scores.sum(1),
+        (weights.transpose(-1, -2) @ grad).to(value.dtype),
+        grad.sum((0, 1)),
+        grad_norm_weight,
+        grad_norm_bias,
+        grad_query,
+    )
+
+
+# --- registration -------------------------------------------------------------------------------------------------
+
+_ARGUMENTS = (
+    "Tensor pixels, Tensor pixel_pe, Tensor key, Tensor key_bias, Tensor value, Tensor out_bias, Tensor norm_weight,"
+    " Tensor norm_bias"
+)
+_BACKWARD = (
+    f"({_ARGUMENTS}, Tensor? query, Tensor? context, Tensor? log_sum_exp, Tensor grad_refined, Tensor? grad_context,"
+    " Tensor? grad_log_sum_exp, int num_heads, float eps, bool need_pe_grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _fake_refine(*arguments: Any) -> Tensor:
+    check_refine(*arguments[:9])
+    pixels: Tensor = arguments[0]
+    return pixels.new_empty(pixels.shape)
+
+
+def _fake_refine_attend(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pixels, query, num_heads = arguments[0], arguments[8], arguments[9]
+    check_refine(*(*arguments[:8], num_heads))
+    check_rows("refine_attend", "query", query, pixels)
+    dtype = torch.promote_types(pixels.dtype, torch.float32)
+    context = query.new_empty(query.shape, dtype=dtype)
+    return pixels.new_empty(pixels.shape), context, query.new_empty(query.shape[:2], dtype=dtype)
+
+
+def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    query, need_pe_grad = arguments[8], arguments[-1]
+    gradients = [t.new_empty(t.shape) for t in arguments[:8]]
+    if not need_pe_grad:
+        gradients[1] = gradients[1].new_empty((0,))
+    gradients.append(arguments[0].new_empty((0,)) if query is None else query.new_empty(query.shape))
+    return tuple(gradients)
+
+
+def _save_refine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.num_heads, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _save_refine_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.num_heads, ctx.eps = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _gradients(ctx: Any, query: Tensor | None, saved: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
+    need_pe_grad = ctx.needs_input_grad[1]
+    inputs = ctx.saved_tensors[:8]
+    gradients = list(
+        torch.ops.d2ls_fast.refine_attend_backward(*inputs, query, *saved, *grads, ctx.num_heads, ctx.eps, need_pe_grad)
+    )
+    if not need_pe_grad:
+        gradients[1] = None
+    return gradients
+
+
+def _refine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return (*_gradients(ctx, None, (None, None), (grad, None, None))[:8], None, None)
+
+
+def _refine_attend_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    query, context, log_sum_exp = ctx.saved_tensors[8:]
+    return (*_gradients(ctx, query, (context, log_sum_exp), grads), None, None)
+
+
+_plain: dict[str, Any] = {"refine": None, "refine_attend": None, "refine_attend_backward": None}
+if not _extension.LOADED:
+    _plain = {
+        "refine": refine_definition,
+        "refine_attend": refine_attend_definition,
+        "refine_attend_backward": plain_backward,
+    }
+
+define(
+    "refine",
+    f"({_ARGUMENTS}, int num_heads, float eps) -> Tensor",
+    fake=_fake_refine,
+    cpu=_plain["refine"],
+    cuda=refine_definition,
+)
+define(
+    "refine_attend",
+    f"({_ARGUMENTS}, Tensor query, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_refine_attend,
+    cpu=_plain["refine_attend"],
+    cuda=refine_attend_definition,
+)
+define(
+    "refine_attend_backward", _BACKWARD, fake=_fake_backward, cpu=_plain["refine_attend_backward"], cuda=plain_backward
+)
+torch.library.register_autograd("d2ls_fast::refine", _refine_backward, setup_context=_save_refine, lib=LIBRARY)
+torch.library.register_autograd(
+    "d2ls_fast::refine_attend", _refine_attend_backward, setup_context=_save_refine_attend, lib=LIBRARY
+)

@@ -1,0 +1,178 @@
+"""refine and refine_attend: kernels against the definition, every gradient, and their standing in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from torch import Tensor
+
+from d2ls_fast.backends import backend, backends
+from d2ls_fast.ops import refine, refine_attend
+from d2ls_fast.ops.refine import refine_definition
+from d2ls_fast.ops.refine_attend import plain_backward, refine_attend_definition
+
+KERNEL = "cpu" if backends()["cpu"] == "available" else "torch"
+LOW = ("pixels", "pixel_pe", "key", "value", "query")  # in the dtype of pixels; the vectors are float32
+REFINE = ["pixels", "pixel_pe", "key", "key_bias", "value", "out_bias", "norm_weight", "norm_bias"]
+WHOLE = [*REFINE, "query"]
+
+
+def inputs(b: int, n: int, heads: int, k: int, rows: int, c: int, shared_pe: bool = True) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(100 * n + k)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "pixels": random(b, n, c),
+        "pixel_pe": random(*((n, c) if shared_pe else (b, n, c))),
+        "key": random(b, heads * k, c) * c**-0.5,
+        "key_bias": random(b, heads * k),
+        "value": random(b, heads * k, c) * 0.3,
+        "out_bias": random(c),
+        "norm_weight": 1 + 0.1 * random(c),
+        "norm_bias": random(c),
+        "query": random(b, rows, c) * c**-0.5,
+    }
+
+
+def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    wide = torch.promote_types(dtype, torch.float32)
+    return {name: t.to(dtype if name in LOW else wide) for name, t in tensors.items()}
+
+
+def run(
+    function: Callable[..., Any], names: list[str], tensors: dict[str, Tensor], heads: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """Outputs and the gradient of every input."""
+    leaves = {name: t.detach().requires_grad_() for name, t in cast(tensors, dtype).items() if name in names}
+    outputs = function(*(leaves[name] for name in names), heads, 1e-5)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    generator = torch.Generator().manual_seed(7)
+    torch.autograd.backward(outputs, [torch.randn(o.shape, generator=generator).to(o) for o in outputs])
+    return [*(o.detach() for o in outputs), *(leaves[name].grad for name in names)]
+
+
+OPERATORS = {
+    "refine": (refine, refine_definition, REFINE, ["refined"]),
+    "refine_attend": (refine_attend, refine_attend_definition, WHOLE, ["refined", "context", "log_sum_exp"]),
+}
+
+
+@pytest.mark.parametrize("operator", list(OPERATORS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("b", "n", "heads", "k", "rows", "c", "shared_pe"),
+    [
+        (1, 1, 8, 7, 5, 64, True),
+        (2, 113, 8, 7, 56, 256, True),
+        (3, 203, 2, 5, 16, 100, False),
+        (1, 1023, 3, 16, 9, 96, True),
+        (2, 300, 8, 2, 16, 1024, True),
+        (1, 150, 4, 150, 19, 64, True),
+        (1, 5000, 16, 19, 40, 64, False),
+    ],
+)
+def test_kernel_is_as_accurate_as_the_unfused_path(operator, b, n, heads, k, rows, c, shared_pe, dtype) -> None:
+    function, definition, names, outputs = OPERATORS[operator]
+    tensors = cast(inputs(b, n, heads, k, rows, c, shared_pe), dtype)
+    truth = run(definition, names, tensors, heads, torch.float64)
+    plain = run(definition, names, tensors, heads, dtype)
+    with backend(KERNEL):
+        results = run(function, names, tensors, heads, dtype)
+    labels = [*outputs, *(f"grad_{name}" for name in names)]
+    assert_accurate(labels, results, plain, truth, dtype)
+
+
+def test_one_entry_leaves_no_choice() -> None:
+    """K = 1: every pixel takes the one value; key and its bias get exactly no gradient."""
+    tensors = inputs(2, 70, 8, 1, 8, 64)
+    results = run(refine_attend, WHOLE, tensors, 8, torch.float32)
+    truth = run(refine_attend_definition, WHOLE, tensors, 8, torch.float64)
+    torch.testing.assert_close(results[0], truth[0].float(), rtol=1e-5, atol=1e-5)
+    for name in ("key", "key_bias"):
+        assert results[3 + WHOLE.index(name)].abs().max() == 0
+
+
+def test_definitions_have_right_gradients() -> None:
+    tensors = cast(inputs(2, 6, 2, 3, 4, 8), torch.float64)
+    leaves = [tensors[name].requires_grad_() for name in WHOLE]
+    assert torch.autograd.gradcheck(lambda *t: refine_attend(*t, 2), leaves)
+    assert torch.autograd.gradcheck(lambda *t: refine(*t, 2), leaves[:-1])
+
+
+@pytest.mark.parametrize("with_query", [True, False])
+@pytest.mark.parametrize("shared_pe", [True, False])
+def test_plain_backward_formulas_have_right_gradients(with_query: bool, shared_pe: bool) -> None:
+    _, definition, names, outputs = OPERATORS["refine_attend" if with_query else "refine"]
+    tensors = cast(inputs(2, 9, 2, 3, 4, 8, shared_pe), torch.float64)
+    truth = run(definition, names, tensors, 2, torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    count = len(outputs)
+    grads = [torch.randn(t.shape, generator=generator).double() for t in truth[:count]]
+    saved = truth[1:3] if with_query else [None, None]
+    grads += [] if with_query else [None, None]
+    query = tensors["query"] if with_query else None
+    results = plain_backward(*(tensors[name] for name in REFINE), query, *saved, *grads, 2, 1e-5, True)
+    for result, expected in zip(results, truth[count:], strict=False):
+        torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_extreme_scores_stay_finite() -> None:
+    tensors = inputs(1, 200, 8, 7, 16, 64)
+    tensors["key"] *= 1e4
+    tensors["query"] *= 1e4
+    for operator in OPERATORS.values():
+        results = run(operator[0], operator[2], tensors, 8, torch.float32)
+        assert all(torch.isfinite(r).all() for r in results)
+
+
+def test_fifty_runs_are_bitwise_equal() -> None:
+    tensors = inputs(2, 700, 8, 3, 12, 64)
+    first = run(refine_attend, WHOLE, tensors, 8, torch.float32)
+    for _ in range(50):
+        again = run(refine_attend, WHOLE, tensors, 8, torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_opcheck() -> None:
+    tensors = cast(inputs(2, 20, 4, 3, 5, 32), torch.bfloat16)
+    leaves = [tensors[name].requires_grad_() for name in WHOLE]
+    torch.library.opcheck(torch.ops.d2ls_fast.refine.default, (*leaves[:-1], 4, 1e-5))
+    torch.library.opcheck(torch.ops.d2ls_fast.refine_attend.default, (*leaves, 4, 1e-5))
+
+
+@pytest.mark.parametrize("name", ["torch", KERNEL])
+def test_compiles_whole(name: str) -> None:
+    torch._dynamo.reset()
+    with backend(name):
+        compiled = torch.compile(refine_attend, fullgraph=True, dynamic=True)
+        for n in (60, 113):
+            tensors = inputs(2, n, 8, 3, 12, 64)
+            results = run(compiled, WHOLE, tensors, 8, torch.float32)
+            for result, expected in zip(results, run(refine_attend, WHOLE, tensors, 8, torch.float32), strict=True):
+                torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_calls_name_the_argument() -> None:
+    good = inputs(2, 10, 2, 3, 4, 16)
+    wrong = {
+        "pixels must be": {"pixels": good["pixels"][0]},
+        "key must be": {"key": good["key"][:1]},
+        "value must be": {"value": good["value"][:, :3]},
+        "key_bias must be": {"key_bias": good["key_bias"][:, :3]},
+        "out_bias must be": {"out_bias": good["out_bias"][:3]},
+        "norm_weight must be": {"norm_weight": good["norm_weight"][:3]},
+        "norm_bias must be": {"norm_bias": good["norm_bias"].unsqueeze(0)},
+        "query must be": {"query": good["query"][..., :3]},
+        "value must have the dtype": {"value": good["value"].half()},
+    }
+    for message, change in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            refine_attend(*({**good, **change}[name] for name in WHOLE), 2)
+    with pytest.raises(ValueError, match="num_heads must divide"):
+        refine(*(good[name] for name in REFINE), 4)
