@@ -1,0 +1,198 @@
+"""Compile every shipped Triton configuration of ``attend`` ahead of time, without a GPU, and report what it takes.
+
+For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
+and matrix instructions of every kernel at C = 256 and 64 query rows (the whole table of ``kernels/configs.py``).
+Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them spills or does not fit.
+
+    python benchmarks/triton_resources.py [--output FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from d2ls_fast.files import replacing
+from d2ls_fast.kernels import _attend_backward, _attend_forward, configs
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+    "default": GPUTarget("cuda", 80, 32),
+}
+FUNCTIONS = {
+    "forward": _attend_forward.attend_chunk,
+    "grad_pixels": _attend_backward.attend_grad_pixels,
+    "grad_query": _attend_backward.attend_grad_query,
+}
+TYPED = {"pixels", "pe", "query", "grad", "grad_pixels", "grad_pe"}
+COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk"}
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes. ``registers`` a thread, ``stack`` bytes a thread, ``shared`` bytes a program."""
+
+    architecture: str
+    kernel: str
+    kind: str
+    channels: int
+    variant: str
+    block: str
+    num_warps: int
+    num_stages: int
+    registers: int
+    stack: int
+    shared: int
+    shared_limit: int
+    matrix_instructions: dict[str, int]
+
+    @property
+    def problem(self) -> str:
+        """Why the configuration must not ship, or nothing."""
+        if self.shared > self.shared_limit:
+            return f"shared memory {self.shared} > {self.shared_limit}"
+        return f"spills, stack {self.stack} B" if self.stack else ""
+
+
+def _count(pattern: str, text: str) -> dict[str, int]:
+    found = re.findall(pattern, text)
+    return {name: found.count(name) for name in sorted(set(found))}
+
+
+def _read_nvidia(cubin: bytes) -> tuple[int, int, dict[str, int]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+
+        def tool(name: str, option: str) -> str:
+            command = [str(NVIDIA_TOOLS / name), option, str(path)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = tool("cuobjdump", "--dump-resource-usage")
+        sass = tool("nvdisasm", "-c")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {usage!r}")
+    return int(found[1]), int(found[2]), _count(r"\b(HGMMA|HMMA|UTC\w*MMA)\b", sass)
+
+
+def _read_amd(assembly: str) -> tuple[int, int, dict[str, int]]:
+    registers = re.search(r"\.vgpr_count:\s+(\d+)", assembly)
+    stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+    if registers is None or stack is None:
+        raise RuntimeError("the gfx assembly names no register count")
+    return int(registers[1]), int(stack[1]), _count(r"\b(v_mfma)", assembly)
+
+
+def compile_one(
+    name: str, kernel: str, kind: str, channels: int = 256, one_block: bool = True, need_pe: bool = False
+) -> Resources:
+    """Compile one entry of the configuration table for its target and read its resources."""
+    function, table = FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    tile = table.tiles[kernel, kind]
+    blocks = configs.block_sizes(tile, channels, ROWS)
+    constants: dict[str, object] = {
+        "C": channels,
+        "PE_SHARED": True,
+        **blocks,
+        "PRECISION": "tf32" if kind == "tf32" else "ieee",
+    }
+    if kernel == "grad_pixels":
+        constants |= {"NEED_PE": need_pe, "ONE_BLOCK": one_block}
+    element = "fp32" if kind in ("tf32", "ieee") else "bf16"
+    signature, attributes = {}, {}
+    for index, argument in enumerate(function.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in COUNTS:
+            signature[argument] = "i32"
+        else:
+            signature[argument] = "*" + (element if argument in TYPED else "fp32")
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(function, signature, constants, attributes),
+        target=TARGETS[name],
+        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True},
+    )
+    if TARGETS[name].backend == "hip":
+        registers, stack, instructions = _read_amd(compiled.asm["amdgcn"])
+    else:
+        registers, stack, instructions = _read_nvidia(compiled.asm["cubin"])
+    variant = f"{'one block' if one_block else 'blocks'}{', pe' if need_pe else ''}" if kernel == "grad_pixels" else ""
+    return Resources(
+        name, kernel, kind, channels, variant, "x".join(str(size) for size in blocks.values()), tile.num_warps,
+        tile.num_stages, registers, stack, compiled.metadata.shared, table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
+def compile_all() -> list[Resources]:
+    """Every architecture, kernel and kind; the pixel gradient in its four variants."""
+    rows = []
+    for name in configs.ARCHITECTURES:
+        for kernel, kind in configs.ARCHITECTURES[name].tiles:
+            variants = [(True, False)]
+            if kernel == "grad_pixels":
+                variants = [(one_block, need_pe) for one_block in (True, False) for need_pe in (False, True)]
+            for one_block, need_pe in variants:
+                channels = 512 if kind == "wide" else 256
+                rows.append(compile_one(name, kernel, kind, channels, one_block, need_pe))
+    return rows
+
+
+def table(rows: list[Resources]) -> str:
+    """The report as Markdown."""
+    lines = [
+        "# Triton `attend`: resources of every shipped configuration",
+        "",
+        f"Compiled ahead of time with Triton {triton.__version__}, {ROWS} query rows. Block: J x N x C x V. "
+        "Registers and stack (spills, bytes) a thread, shared memory in KiB a program.",
+        "",
+        "| architecture | kernel | kind | C | variant | block | warps | stages | registers | stack | shared "
+        "| matrix instructions | problem |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        instructions = ", ".join(f"{name} {count}" for name, count in row.matrix_instructions.items())
+        cells = [
+            row.architecture, row.kernel, row.kind, row.channels, row.variant, row.block, row.num_warps, row.num_stages,
+            row.registers, row.stack, f"{row.shared / 1024:.0f} of {row.shared_limit // 1024}", instructions,
+            row.problem,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    folder = parser.parse_args().output
+    rows = compile_all()
+    report = {"triton": triton.__version__, "rows": [asdict(row) | {"problem": row.problem} for row in rows]}
+    texts = {"triton_resources.md": table(rows), "triton_resources.json": json.dumps(report, indent=1) + "\n"}
+    for name, text in texts.items():
+        with replacing(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
+    problems = [row for row in rows if row.problem]
+    for row in problems:
+        print(f"{row.architecture} {row.kernel} {row.kind} {row.variant}: {row.problem}", file=sys.stderr)
+    print(f"{len(rows)} configurations, {len(problems)} with problems: {folder / 'triton_resources.md'}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,137 @@
+"""Tile sizes the Triton kernels ship with, as data: one table per architecture and a safe one for all others.
+
+Nothing is tuned at first use. The sizes are those that compile ahead of time without register spills and within the
+architecture's shared memory at C = 256 and 64 query rows (``benchmarks/triton_resources.py`` checks every entry).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# A chunk of fewer pixels would write more partial results than it reads pixels.
+MIN_CHUNK_PIXELS = 128
+BLOCK_J_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Tile of one kernel: pixels x channels of a score product (``block_c``) and of an output slice (``block_v``)."""
+
+    block_n: int
+    block_c: int
+    block_v: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The tiles of one architecture, and what it has: shared memory [bytes] and how many programs fill it."""
+
+    programs: int
+    shared_bytes: int
+    tiles: dict[tuple[str, str], TileConfig]
+
+
+KERNELS = ("forward", "grad_pixels", "grad_query")
+# half: bfloat16 and float16, up to 256 channels; wide: the same beyond; tf32 and ieee: float32 products.
+KINDS = ("half", "wide", "tf32", "ieee")
+
+_IEEE = {
+    ("forward", "ieee"): TileConfig(16, 32, 256, 8, 2),
+    ("grad_pixels", "ieee"): TileConfig(16, 32, 64, 8, 1),
+    ("grad_query", "ieee"): TileConfig(16, 32, 256, 8, 2),
+}
+_SMALL = {
+    ("forward", "half"): TileConfig(32, 64, 256, 8, 2),
+    ("forward", "wide"): TileConfig(32, 64, 256, 8, 2),
+    ("forward", "tf32"): TileConfig(16, 32, 256, 8, 2),
+    ("grad_pixels", "half"): TileConfig(32, 32, 64, 8, 2),
+    ("grad_pixels", "wide"): TileConfig(32, 32, 64, 8, 2),
+    ("grad_pixels", "tf32"): TileConfig(16, 32, 32, 8, 1),
+    ("grad_query", "half"): TileConfig(32, 64, 256, 8, 2),
+    ("grad_query", "wide"): TileConfig(32, 64, 256, 8, 2),
+    ("grad_query", "tf32"): TileConfig(16, 32, 256, 8, 2),
+    **_IEEE,
+}
+
+ARCHITECTURES = {
+    "sm_80": Architecture(
+        programs=216,
+        shared_bytes=163 * 1024,
+        tiles={
+            **_SMALL,
+            ("forward", "half"): TileConfig(32, 256, 256, 8, 3),
+            ("grad_query", "half"): TileConfig(32, 256, 256, 8, 2),
+        },
+    ),
+    "sm_90": Architecture(
+        programs=264,
+        shared_bytes=227 * 1024,
+        tiles={
+            **_SMALL,
+            # Four warps: with eight, both warp groups would compute the same 64-row score product.
+            ("forward", "half"): TileConfig(32, 256, 256, 4, 2),
+            ("grad_pixels", "half"): TileConfig(64, 64, 64, 4, 2),
+            ("grad_query", "half"): TileConfig(32, 256, 256, 4, 2),
+        },
+    ),
+    "sm_100": Architecture(
+        programs=296,
+        shared_bytes=227 * 1024,
+        tiles={
+            **_SMALL,
+            ("forward", "half"): TileConfig(64, 256, 256, 8, 2),
+            ("grad_pixels", "half"): TileConfig(64, 64, 128, 8, 2),
+            ("grad_query", "half"): TileConfig(32, 256, 256, 8, 2),
+        },
+    ),
+    "gfx942": Architecture(programs=304, shared_bytes=64 * 1024, tiles=_SMALL),
+    # Any other GPU: sized for 64 KiB of shared memory.
+    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL),
+}
+
+
+def architecture(device: torch.device) -> Architecture:
+    """The table for a device; ``default`` for architectures without one and for the interpreter on the CPU."""
+    if device.type != "cuda":
+        return ARCHITECTURES["default"]
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"sm_{major}{minor}"
+    return ARCHITECTURES.get(name, ARCHITECTURES["default"])
+
+
+def kind(dtype: torch.dtype, channels: int, tf32: bool) -> str:
+    """Which column of the table a call uses."""
+    if dtype == torch.float32:
+        return "tf32" if tf32 else "ieee"
+    return "half" if channels <= 256 else "wide"
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two >= n."""
+    return 1 << (n - 1).bit_length()
+
+
+def block_sizes(tile: TileConfig, channels: int, rows: int) -> dict[str, int]:
+    """The kernels' compile-time block sizes for C channels and J rows (matrix instructions need at least 16)."""
+    padded = power_of_two(channels)
+    return {
+        "BLOCK_J": min(BLOCK_J_LIMIT, max(16, power_of_two(rows))),
+        "BLOCK_N": tile.block_n,
+        "BLOCK_C": min(tile.block_c, padded),
+        "BLOCK_V": min(tile.block_v, padded),
+    }
+
+
+def split(num_pixels: int, block_n: int, groups: int, programs: int) -> tuple[int, int]:
+    """(chunks, tiles per chunk): N split so that groups x chunks programs fill the device; from shapes alone."""
+    tiles = -(-num_pixels // block_n)
+    wanted = min(max(1, programs // groups), -(-num_pixels // max(MIN_CHUNK_PIXELS, block_n)))
+    tiles_per_chunk = -(-tiles // wanted)
+    return -(-tiles // tiles_per_chunk), tiles_per_chunk
