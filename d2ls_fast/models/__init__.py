@@ -1,0 +1,1 @@
+"""The D2LS model: backbones, head, checkpoints."""

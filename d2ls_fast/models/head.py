@@ -1,0 +1,126 @@
+"""The D2LS head: backbone maps in, class scores out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from d2ls_fast.models import official
+from d2ls_fast.nn.classifier import PixelClassifier, PrototypeReduction
+from d2ls_fast.nn.contrast import RatioContrastiveLoss
+from d2ls_fast.nn.dictionary import ClassDictionary
+from d2ls_fast.nn.interaction import AlternatingCrossAttention
+from d2ls_fast.nn.position import RandomFourierPositions
+from d2ls_fast.nn.pyramid import PyramidNeck
+
+
+class D2LSOutput(NamedTuple):
+    """What the head gives.
+
+    logits ``[B, K, H, W]`` float32; aux_logits, the same from the static dictionary (training only); dictionary
+    ``[B, K * P, C]`` and pixels ``[B, h * w, C]`` after the interaction, of the main branch; contrastive, the scalar
+    ratio over the dynamic dictionary (training only). None where switched off.
+    """
+
+    logits: Tensor
+    aux_logits: Tensor | None
+    dictionary: Tensor
+    pixels: Tensor
+    contrastive: Tensor | None
+
+
+class D2LSHead(nn.Module):
+    r"""Neck, dictionary, alternating interaction and classification of D2LS.
+
+    Args:
+        in_channels: channels of the backbone's maps, finest (stride 4) first.
+        num_classes: K.
+        embed_dim: C, a multiple of 16.
+        num_heads: attention heads; must divide C / 2.
+        stages: L, interaction stages.
+        query_ratio: R, variants mixed into every dynamic entry.
+        alternating: False updates the dictionary only.
+        dynamic: False uses the static dictionary; there is then no auxiliary branch and no contrastive term.
+        contrastive: whether training gives the contrastive ratio.
+        auxiliary: whether training also runs the static dictionary, through the same weights.
+        prototypes: P, dictionary entries per class.
+        prototype_reduction: ``logsumexp``, ``max`` or ``mean`` over a class's P scores.
+        neck_bias: a bias in the neck's fusing convolution; the release has none, some of its forks do.
+
+    Source: D2LS (arXiv 2503.06683).
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        stages: int = 3,
+        query_ratio: int = 4,
+        alternating: bool = True,
+        dynamic: bool = True,
+        contrastive: bool = True,
+        auxiliary: bool = True,
+        prototypes: int = 1,
+        prototype_reduction: PrototypeReduction = "logsumexp",
+        neck_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dynamic = dynamic
+        self.auxiliary = auxiliary and dynamic
+        self.neck = PyramidNeck(in_channels, embed_dim, bias=neck_bias)
+        self.positions = RandomFourierPositions(embed_dim)
+        self.dictionary = ClassDictionary(
+            num_classes, embed_dim, prototypes, query_ratio, deepest_channels=in_channels[-1] if dynamic else None
+        )
+        self.interaction = AlternatingCrossAttention(embed_dim, num_heads, stages, alternating=alternating)
+        self.classifier = PixelClassifier(num_classes, embed_dim, prototypes, prototype_reduction)
+        self.contrast = RatioContrastiveLoss() if contrastive and dynamic else None
+
+    def forward(self, features: Sequence[Tensor]) -> D2LSOutput:
+        """Maps ``[B, c_i, h_i, w_i]``, finest first -> scores at four times the finest map's size.
+
+        The auxiliary branch and the contrastive term are computed in training mode only.
+        """
+        pixels, pixel_pe, grid = self._embed(features)
+        initial = self._initial_dictionary(features)
+        dictionary, refined = self.interaction(pixels, pixel_pe, initial)
+        logits = self.classifier(refined, dictionary, grid)
+        aux_logits = contrastive = None
+        if self.training and self.auxiliary:
+            static, static_pixels = self.interaction(pixels, pixel_pe, self.dictionary.static(pixels.shape[0]))
+            aux_logits = self.classifier(static_pixels, static, grid)
+        if self.training and self.contrast is not None:
+            contrastive = self.contrast(initial)
+        return D2LSOutput(logits, aux_logits, dictionary, refined, contrastive)
+
+    def predict(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Labels ``[B, H, W]`` (uint8; int16 above 256 classes) and confidence ``[B, H, W]`` float32.
+
+        ``size`` is (H, W), at most four times the finest map's. The full logits are never stored.
+        """
+        pixels, pixel_pe, grid = self._embed(features)
+        dictionary, pixels = self.interaction(pixels, pixel_pe, self._initial_dictionary(features))
+        return self.classifier.predict(pixels, dictionary, grid, size)
+
+    def load_official_state_dict(self, source: Mapping[str, Tensor] | str | os.PathLike[str]) -> official.LoadReport:
+        """Take the weights of the released implementation; see :func:`d2ls_fast.models.official.load`."""
+        return official.load(self, source)
+
+    def to_official_state_dict(self) -> dict[str, Tensor]:
+        """This head's weights under the released implementation's names (without the parameters it never uses)."""
+        return official.export(self)
+
+    def _embed(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        pixels = self.neck(features)
+        height, width = features[0].shape[-2:]
+        return pixels, self.positions(height, width).to(pixels.dtype), (height, width)
+
+    def _initial_dictionary(self, features: Sequence[Tensor]) -> Tensor:
+        if self.dynamic:
+            return self.dictionary.dynamic(features[-1])
+        return self.dictionary.static(features[-1].shape[0])

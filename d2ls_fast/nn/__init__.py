@@ -1,0 +1,25 @@
+"""The parts of D2LS as modules: usable alone, in any model."""
+
+from d2ls_fast.nn.classifier import PixelClassifier
+from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss
+from d2ls_fast.nn.cross_attention import CrossAttention
+from d2ls_fast.nn.dictionary import ClassDictionary, MixtureWeights
+from d2ls_fast.nn.interaction import AlternatingCrossAttention
+from d2ls_fast.nn.losses import D2LSLoss, dice_loss, soft_cross_entropy
+from d2ls_fast.nn.position import RandomFourierPositions
+from d2ls_fast.nn.pyramid import PyramidNeck
+
+__all__ = [
+    "AlternatingCrossAttention",
+    "ClassDictionary",
+    "CrossAttention",
+    "D2LSLoss",
+    "MixtureWeights",
+    "PixelClassifier",
+    "PixelDictionaryInfoNCE",
+    "PyramidNeck",
+    "RandomFourierPositions",
+    "RatioContrastiveLoss",
+    "dice_loss",
+    "soft_cross_entropy",
+]

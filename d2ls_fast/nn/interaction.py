@@ -1,0 +1,157 @@
+"""The alternating interaction: the dictionary looks at the pixels, the pixels look at the dictionary, L times."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from d2ls_fast.backends import current as current_backend
+from d2ls_fast.nn.cross_attention import CrossAttention
+from d2ls_fast.ops import attend, refine, refine_attend
+
+
+class Interaction(NamedTuple):
+    """What the interaction leaves: ``dictionary [B, K, C]``, ``pixels [B, N, C]``, the dictionary after each stage."""
+
+    dictionary: Tensor
+    pixels: Tensor
+    stage_dictionaries: list[Tensor]
+
+
+class InteractionStage(nn.Module):
+    """One stage: dictionary <- pixels, then (alternating) pixels <- dictionary; post-norm, LayerNorm eps 1e-5."""
+
+    def __init__(self, embed_dim: int, num_heads: int, downsample_rate: int, alternating: bool) -> None:
+        super().__init__()
+        self.dictionary_attention = CrossAttention(embed_dim, num_heads, downsample_rate)
+        self.dictionary_norm = nn.LayerNorm(embed_dim)
+        self.pixel_attention = CrossAttention(embed_dim, num_heads, downsample_rate) if alternating else None
+        self.pixel_norm = nn.LayerNorm(embed_dim) if alternating else None
+
+    def forward(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """The definition: the next ``(dictionary, pixels)``; ``position [B, K, C]`` is the dictionary's own term."""
+        update = self.dictionary_attention(dictionary + position, pixels + pixel_pe, pixels)
+        dictionary = normalised_sum(self.dictionary_norm, dictionary, update.to(dictionary.dtype))
+        if self.pixel_attention is not None and self.pixel_norm is not None:
+            update = self.pixel_attention(pixels + pixel_pe, dictionary + position, dictionary).to(pixels.dtype)
+            pixels = self.pixel_norm(pixels + update).to(pixels.dtype)
+        return dictionary, pixels
+
+    def one_pass(
+        self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, position: Tensor, query: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """This stage's pixel update and the next look of ``query`` rows at its result, in one pass over the pixels.
+
+        Returns the pixels and attend's context; without a query (nobody looks any more) the context is empty.
+        """
+        if self.pixel_attention is None or self.pixel_norm is None:
+            return pixels, pixels.new_empty(0) if query is None else attend(pixels, pixel_pe, query)[0]
+        attention, norm = self.pixel_attention, self.pixel_norm
+        entries = attention.folded_entries(dictionary + position, dictionary, pixels.dtype)
+        vectors = (attention.out_proj.bias, norm.weight, norm.bias)
+        if query is None:
+            return refine(pixels, pixel_pe, *entries, *vectors, attention.num_heads, norm.eps), pixels.new_empty(0)
+        pixels, context, _ = refine_attend(pixels, pixel_pe, *entries, *vectors, query, attention.num_heads, norm.eps)
+        return pixels, context
+
+
+class AlternatingCrossAttention(nn.Module):
+    r"""The interaction of D2LS: L stages and a last look of the dictionary at the pixels.
+
+    With P = D_0 and for l = 1..L:
+
+    .. math::
+        D &\leftarrow \mathrm{LN}(D + \mathrm{Attn}(D + P, \; x + pe, \; x)) \\
+        x &\leftarrow \mathrm{LN}(x + \mathrm{Attn}(x + pe, \; D + P, \; D))
+
+    then once more the first line (``final_attention``).
+
+    Args:
+        embed_dim: C.
+        num_heads: H; must divide ``C / downsample_rate``.
+        stages: L >= 1.
+        downsample_rate: factor by which attention is narrower than C.
+        alternating: False leaves the pixels as they are (only the dictionary is updated).
+        final_attention: False leaves out the last look.
+
+    Source: D2LS (arXiv 2503.06683).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        stages: int = 3,
+        downsample_rate: int = 2,
+        alternating: bool = True,
+        final_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        if stages < 1:
+            raise ValueError(f"stages must be at least 1, got {stages}")
+        self.layers = nn.ModuleList(
+            InteractionStage(embed_dim, num_heads, downsample_rate, alternating) for _ in range(stages)
+        )
+        self.final_attention = CrossAttention(embed_dim, num_heads, downsample_rate) if final_attention else None
+        self.final_norm = nn.LayerNorm(embed_dim) if final_attention else None
+
+    def forward(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
+        """Run all stages.
+
+        Args:
+            pixels: ``[B, N, C]``, pixel-major.
+            pixel_pe: positional encoding, ``[N, C]`` or ``[B, N, C]``.
+            dictionary: D_0, ``[B, K, C]``.
+
+        Returns:
+            ``dictionary [B, K, C]`` and ``pixels [B, N, C]``, each in its input's dtype.
+        """
+        result = self.run(pixels, pixel_pe, dictionary)
+        return result.dictionary, result.pixels
+
+    def run(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
+        """As :meth:`forward`, and the dictionary after each stage (before the last look) as well."""
+        pixel_pe = pixel_pe.to(pixels.dtype)
+        if current_backend() == "reference":
+            return self._run_definition(pixels, pixel_pe, dictionary)
+        return self._run_passes(pixels, pixel_pe, dictionary)
+
+    def _run_definition(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
+        position, after = dictionary, []
+        for layer in self.layers:
+            dictionary, pixels = layer(pixels, pixel_pe, dictionary, position)
+            after.append(dictionary)
+        if self.final_attention is not None and self.final_norm is not None:
+            update = self.final_attention(dictionary + position, pixels + pixel_pe, pixels)
+            dictionary = normalised_sum(self.final_norm, dictionary, update.to(dictionary.dtype))
+        return Interaction(dictionary, pixels, after)
+
+    def _run_passes(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
+        """The same in L + 1 passes over the pixels.
+
+        Stage l's pixel update needs D_l, and stage l + 1's look at the pixels needs only D_l: one pass does both.
+        """
+        position, after = dictionary, []
+        stages = cast("list[InteractionStage]", list(self.layers))
+        looks = [stage.dictionary_attention for stage in stages]
+        following: list[CrossAttention | None] = [*looks[1:], self.final_attention]
+        context, _ = attend(pixels, pixel_pe, looks[0].folded_query(dictionary + position, pixels.dtype))
+        for stage, next_look in zip(stages, following, strict=True):
+            update = stage.dictionary_attention.from_context(context, dictionary.dtype)
+            dictionary = normalised_sum(stage.dictionary_norm, dictionary, update)
+            after.append(dictionary)
+            query = None if next_look is None else next_look.folded_query(dictionary + position, pixels.dtype)
+            pixels, context = stage.one_pass(pixels, pixel_pe, dictionary, position, query)
+        if self.final_attention is not None and self.final_norm is not None:
+            update = self.final_attention.from_context(context, dictionary.dtype)
+            dictionary = normalised_sum(self.final_norm, dictionary, update)
+        return Interaction(dictionary, pixels, after)
+
+
+def normalised_sum(norm: nn.LayerNorm, tokens: Tensor, update: Tensor) -> Tensor:
+    """``LN(tokens + update)`` in the tokens' own precision, under autocast too."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        normalised: Tensor = norm(tokens + update)
+        return normalised

@@ -1,0 +1,199 @@
+"""The training loss: soft cross-entropy and dice on the logits, auxiliary cross-entropy, contrastive term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Compat = Literal["corrected", "release"]
+
+
+class TrainingOutput(Protocol):
+    """The part of a model's training output that the loss reads."""
+
+    @property
+    def logits(self) -> Tensor: ...
+
+    @property
+    def aux_logits(self) -> Tensor | None: ...
+
+    @property
+    def contrastive(self) -> Tensor | None: ...
+
+
+def soft_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+    compat: Compat = "corrected",
+) -> Tensor:
+    r"""Cross-entropy with label smoothing.
+
+    Per labelled pixel :math:`-(1 - \epsilon) \log p_y - \frac{\epsilon}{K} \sum_k \log p_k`, each term times its
+    class's weight where weights are given. ``corrected`` divides the sum by the labelled pixels (their weights' sum),
+    ``release`` by all pixels, ignored ones included.
+
+    Args:
+        logits: ``[B, K, H, W]``.
+        target: int64 ``[B, H, W]``.
+        smoothing: epsilon in [0, 1).
+        class_weights: ``[K]``.
+        ignore_index: label that takes no part.
+        compat: which mean.
+
+    Returns:
+        scalar, at least float32; zero with zero gradients when no pixel is labelled.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weights = None if class_weights is None else class_weights.to(logits)
+        total = F.cross_entropy(
+            logits, target, weights, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
+        )
+        if compat == "release":
+            return total / target.numel()
+        labelled = target != ignore_index
+        if weights is None:
+            return total / labelled.sum().clamp_min(1)
+        norm = torch.where(labelled, weights[target.where(labelled, 0)], 0.0).sum()
+        return total / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def dice_loss(
+    logits: Tensor, target: Tensor, smooth: float = 0.05, ignore_index: int = 255, compat: Compat = "corrected"
+) -> Tensor:
+    r"""Soft dice over the whole batch, one per class.
+
+    .. math:: 1 - \frac{2 \sum_n p_{nk} t_{nk} + s}{\sum_n p_{nk} + \sum_n t_{nk} + s}
+
+    over labelled pixels, with p the softmax and t the one-hot target. Classes without a target pixel add nothing;
+    ``corrected`` averages over the classes present, ``release`` divides by all K classes.
+
+    Args:
+        logits: ``[B, K, H, W]``.
+        target: int64 ``[B, H, W]``.
+        smooth: s.
+        ignore_index: label that takes no part.
+        compat: which mean.
+
+    Returns:
+        scalar, at least float32; zero with zero gradients when no pixel is labelled.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).flatten(2)
+        labels = target.flatten(1).unsqueeze(1)  # [B, 1, N]
+        classes = torch.arange(probability.shape[1], device=labels.device).view(1, -1, 1)
+        labelled = labels != ignore_index
+        truth = (labels == classes) & labelled
+        overlap = (probability * truth).sum((0, 2))
+        count = truth.sum((0, 2))
+        cardinality = (probability * labelled).sum((0, 2)) + count
+        present = count > 0
+        loss = (1 - (2 * overlap + smooth) / (cardinality + smooth).clamp_min(1e-7)).where(present, 0.0).sum()
+        return loss / (present.numel() if compat == "release" else present.sum().clamp_min(1))
+
+
+class D2LSLoss(nn.Module):
+    r"""What D2LS trains on.
+
+    ``ce(logits) + dice_weight * dice(logits) + auxiliary_weight * ce(aux_logits) + contrastive_weight * contrastive``,
+    with ce = :func:`soft_cross_entropy` and dice = :func:`dice_loss`. Terms the output does not have are left out.
+
+    Args:
+        smoothing: label smoothing of both cross-entropies, in [0, 1).
+        dice_weight: weight of the dice term; 0 leaves it out.
+        dice_smooth: its smoothing constant.
+        auxiliary_weight: weight of the cross-entropy on ``aux_logits``; 0 leaves it out.
+        contrastive_weight: weight of ``contrastive``; 0 leaves it out.
+        class_weights: one weight per class for both cross-entropies.
+        ignore_index: label that takes no part anywhere.
+        compat: ``corrected`` (mean over labelled pixels; absent classes left out of the dice) or ``release``
+            (the released code's means: over all pixels, over all classes).
+
+    Source: the D2LS recipe (arXiv 2503.06683), after UNetFormer's loss.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        smoothing: float = 0.05,
+        dice_weight: float = 1.0,
+        dice_smooth: float = 0.05,
+        auxiliary_weight: float = 0.4,
+        contrastive_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int = 255,
+        compat: Compat = "corrected",
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= smoothing < 1.0:
+            raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+        for name, value in (
+            ("dice_weight", dice_weight),
+            ("dice_smooth", dice_smooth),
+            ("auxiliary_weight", auxiliary_weight),
+            ("contrastive_weight", contrastive_weight),
+            *((f"class_weights[{i}]", w) for i, w in enumerate(class_weights or ())),
+        ):
+            if not value >= 0.0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if compat not in get_args(Compat):
+            raise ValueError(f"compat must be one of {', '.join(get_args(Compat))}, got {compat!r}")
+        self.smoothing = smoothing
+        self.dice_weight = dice_weight
+        self.dice_smooth = dice_smooth
+        self.auxiliary_weight = auxiliary_weight
+        self.contrastive_weight = contrastive_weight
+        self.ignore_index = ignore_index
+        self.compat: Compat = compat
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        # A setting, not a learned state: checkpoints do not carry it.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, output: TrainingOutput | Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total and its terms.
+
+        Args:
+            output: a training output, or logits ``[B, K, H, W]`` alone.
+            target: int64 ``[B, H, W]``.
+
+        Returns:
+            total (differentiable scalar) and the terms ``cross_entropy``, ``dice``, ``auxiliary``, ``contrastive`` as
+            they enter it: detached, already weighted, adding up to the total.
+
+        Raises:
+            ValueError: target and logits, or class weights and classes, do not fit.
+        """
+        logits = output if isinstance(output, Tensor) else output.logits
+        self._check(logits, target)
+        terms = {"cross_entropy": self._cross_entropy(logits, target)}
+        if self.dice_weight:
+            dice = dice_loss(logits, target, self.dice_smooth, self.ignore_index, self.compat)
+            terms["dice"] = self.dice_weight * dice
+        if not isinstance(output, Tensor):
+            if output.aux_logits is not None and self.auxiliary_weight:
+                terms["auxiliary"] = self.auxiliary_weight * self._cross_entropy(output.aux_logits, target)
+            if output.contrastive is not None and self.contrastive_weight:
+                terms["contrastive"] = self.contrastive_weight * output.contrastive
+        total = torch.stack(list(terms.values())).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        return soft_cross_entropy(logits, target, self.smoothing, self.class_weights, self.ignore_index, self.compat)
+
+    def _check(self, logits: Tensor, target: Tensor) -> None:
+        if logits.dim() != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
+            raise ValueError(
+                f"logits [B, K, H, W] and target [B, H, W] do not fit: {tuple(logits.shape)} and {tuple(target.shape)}"
+            )
+        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            raise ValueError(
+                f"class_weights must hold {logits.shape[1]} weights, one per class, got {len(self.class_weights)}"
+            )

@@ -1,0 +1,119 @@
+"""Cross-attention and the alternating interaction: the folded form against the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2ls_fast.backends import backend
+from d2ls_fast.nn.cross_attention import CrossAttention
+from d2ls_fast.nn.interaction import AlternatingCrossAttention
+
+
+def inputs(batch: int = 2, n: int = 35, k: int = 5, c: int = 32, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((batch, n, c), (n, c), (batch, k, c))
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def outputs_and_gradients(layer: torch.nn.Module, name: str, args: list[Tensor]) -> list[Tensor]:
+    layer.zero_grad()
+    args = [a.detach().requires_grad_() for a in args]
+    with backend(name):
+        dictionary, pixels = layer(*args)
+        (dictionary.square().sum() + (pixels * torch.linspace(-1, 1, pixels.shape[-1])).sum()).backward()
+    gradients = [t.grad for t in (*args, *layer.parameters())]
+    assert all(g is not None for g in gradients)
+    return [dictionary, pixels, *gradients]  # type: ignore[list-item]
+
+
+def test_definition_is_multi_head_attention() -> None:
+    layer = CrossAttention(16, num_heads=2, downsample_rate=1).double()
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, n, 16, dtype=torch.float64) for n in (3, 7, 7))
+    projections = (layer.q_proj, layer.k_proj, layer.v_proj)
+    wanted, _ = torch.nn.functional.multi_head_attention_forward(
+        *(t.transpose(0, 1) for t in (query, key, value)), 16, 2,
+        torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]),
+        None, None, False, 0.0, layer.out_proj.weight, layer.out_proj.bias, need_weights=False,
+    )  # fmt: skip
+    torch.testing.assert_close(layer(query, key, value), wanted.transpose(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("heads", "rate", "alternating", "final", "k"),
+    [(4, 2, True, True, 5), (8, 2, True, True, 1), (1, 1, True, False, 3), (2, 4, False, True, 5)],
+)
+def test_folded_equals_definition(heads: int, rate: int, alternating: bool, final: bool, k: int) -> None:
+    torch.manual_seed(0)
+    layer = AlternatingCrossAttention(32, heads, 2, rate, alternating, final).double()
+    args = inputs(k=k)
+    for got, wanted in zip(
+        outputs_and_gradients(layer, "torch", args), outputs_and_gradients(layer, "reference", args), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_positional_encoding_per_image() -> None:
+    layer = AlternatingCrossAttention(32, 4, 1).double()
+    pixels, pixel_pe, dictionary = inputs()
+    shared = layer(pixels, pixel_pe, dictionary)
+    own = layer(pixels, pixel_pe.expand(2, -1, -1).contiguous(), dictionary)
+    torch.testing.assert_close(own, shared)
+
+
+def test_dictionary_only_leaves_the_pixels_alone() -> None:
+    layer = AlternatingCrossAttention(32, 4, 2, alternating=False).double()
+    pixels, pixel_pe, dictionary = inputs()
+    refined, same = layer(pixels, pixel_pe, dictionary)
+    assert same is pixels
+    assert not torch.allclose(refined, dictionary)
+
+
+def test_stage_dictionaries() -> None:
+    layer = AlternatingCrossAttention(32, 4, 3, final_attention=False).double()
+    result = layer.run(*inputs())
+    assert len(result.stage_dictionaries) == 3
+    assert torch.equal(result.stage_dictionaries[-1], result.dictionary)
+
+
+def test_half_precision_is_no_worse_than_twice_the_definition() -> None:
+    torch.manual_seed(0)
+    layer = AlternatingCrossAttention(32, 4, 2).double()
+    args = inputs(n=200)
+    with torch.no_grad():
+        exact = layer(*args)
+        half, half_args = layer.bfloat16(), [a.bfloat16() for a in args]
+        with backend("reference"):
+            plain = half(*half_args)
+        with backend("torch"):
+            got = half(*half_args)
+    for g, p, e in zip(got, plain, exact, strict=True):
+        assert g.dtype is torch.bfloat16
+        assert (g - e).abs().max() <= 2 * (p - e).abs().max() + 1e-2
+
+
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_autocast_keeps_each_stream_in_its_precision(name: str) -> None:
+    layer = AlternatingCrossAttention(32, 4, 1)
+    pixels, pixel_pe, dictionary = inputs(dtype=torch.float32)
+    with backend(name), torch.autocast("cpu", dtype=torch.bfloat16):
+        refined, updated = layer(pixels.bfloat16(), pixel_pe, dictionary)
+    assert refined.dtype is torch.float32
+    assert updated.dtype is torch.bfloat16
+    torch.testing.assert_close(refined, layer(pixels, pixel_pe, dictionary)[0], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 3}, "num_heads must divide the attention width 16"),
+        ({"num_heads": 0}, "num_heads must divide"),
+        ({"downsample_rate": 3}, "downsample_rate must divide embed_dim 32"),
+        ({"stages": 0}, "stages must be at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlternatingCrossAttention(**{"embed_dim": 32, "num_heads": 4, **options})

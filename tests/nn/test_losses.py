@@ -1,0 +1,129 @@
+"""The segmentation losses: both means, ignored pixels, absent classes, weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2ls_fast.nn.losses import D2LSLoss, dice_loss, soft_cross_entropy
+
+
+class Output(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor | None
+    contrastive: Tensor | None
+
+
+def case() -> tuple[Tensor, Tensor]:
+    """Four classes, of which the last is absent; a fifth of the pixels is ignored."""
+    torch.manual_seed(0)
+    target = torch.randint(0, 3, (2, 6, 5))
+    target[torch.rand(2, 6, 5) < 0.2] = 255
+    return torch.randn(2, 4, 6, 5, requires_grad=True), target
+
+
+def released_cross_entropy(logits: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    log_p, ignored = logits.log_softmax(1), (target == 255).unsqueeze(1)
+    nll = -log_p.gather(1, target.unsqueeze(1).masked_fill(ignored, 0)).masked_fill(ignored, 0.0)
+    smooth = -log_p.sum(1, keepdim=True).masked_fill(ignored, 0.0)
+    return (1 - epsilon) * nll.mean() + epsilon / logits.shape[1] * smooth.mean()
+
+
+def released_dice(logits: Tensor, target: Tensor, smooth: float) -> Tensor:
+    p, labels = logits.log_softmax(1).exp().flatten(2), target.flatten(1)
+    mask = labels != 255
+    p = p * mask.unsqueeze(1)
+    truth = F.one_hot(labels * mask, logits.shape[1]).permute(0, 2, 1) * mask.unsqueeze(1)
+    score = (2 * (p * truth).sum((0, 2)) + smooth) / ((p + truth).sum((0, 2)) + smooth).clamp_min(1e-7)
+    return ((1 - score) * (truth.sum((0, 2)) > 0)).mean()
+
+
+def test_released_forms() -> None:
+    logits, target = case()
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, target, 0.05, compat="release"), released_cross_entropy(logits, target, 0.05)
+    )
+    torch.testing.assert_close(dice_loss(logits, target, 0.05, compat="release"), released_dice(logits, target, 0.05))
+
+
+def test_corrected_forms_are_means_over_what_is_there() -> None:
+    logits, target = case()
+    labelled = (target != 255).float().mean()
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, target, 0.05), released_cross_entropy(logits, target, 0.05) / labelled
+    )
+    torch.testing.assert_close(dice_loss(logits, target), released_dice(logits, target, 0.05) * 4 / 3)
+
+
+def test_class_weights_follow_torch() -> None:
+    logits, target = case()
+    weights = torch.tensor([1.0, 0.5, 4.0, 2.0])
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, target, 0.1, weights),
+        F.cross_entropy(logits, target, weights, ignore_index=255, label_smoothing=0.1),
+    )
+
+
+@pytest.mark.parametrize("compat", ["corrected", "release"])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0, 4.0]])
+def test_a_crop_without_labels_gives_zero_loss_and_gradients(compat: str, weights: list[float] | None) -> None:
+    logits = torch.randn(1, 4, 5, 5, requires_grad=True)
+    output = Output(logits, logits * 2, None)
+    total, _ = D2LSLoss(class_weights=weights, compat=compat)(output, torch.full((1, 5, 5), 255))  # type: ignore[arg-type]
+    total.backward()
+    assert total.item() == 0.0
+    assert logits.grad is not None and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_total_is_the_weighted_sum_of_the_terms() -> None:
+    logits, target = case()
+    output = Output(logits, logits.detach() + 1.0, torch.tensor(0.3))
+    loss = D2LSLoss(dice_weight=0.5, auxiliary_weight=0.4, contrastive_weight=0.1)
+    total, terms = loss(output, target)
+    assert set(terms) == {"cross_entropy", "dice", "auxiliary", "contrastive"}
+    torch.testing.assert_close(total, torch.stack(list(terms.values())).sum())
+    torch.testing.assert_close(terms["contrastive"], torch.tensor(0.03))
+    torch.testing.assert_close(terms["dice"], 0.5 * dice_loss(logits, target).detach())
+    assert output.aux_logits is not None
+    torch.testing.assert_close(terms["auxiliary"], 0.4 * soft_cross_entropy(output.aux_logits, target, 0.05))
+    assert not any(term.requires_grad for term in terms.values())
+
+
+def test_weights_of_zero_leave_terms_out() -> None:
+    logits, target = case()
+    loss = D2LSLoss(dice_weight=0.0, auxiliary_weight=0.0, contrastive_weight=0.0)
+    _, terms = loss(Output(logits, logits, torch.tensor(0.3)), target)
+    assert set(terms) == {"cross_entropy"}
+    assert set(D2LSLoss()(logits, target)[1]) == {"cross_entropy", "dice"}
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    logits, target = case()
+    total, _ = D2LSLoss()(logits.bfloat16(), target)
+    assert total.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smoothing": 1.0}, "smoothing"),
+        ({"auxiliary_weight": -1.0}, "auxiliary_weight must not be negative"),
+        ({"class_weights": [1.0, -1.0]}, r"class_weights\[1\]"),
+        ({"compat": "old"}, "compat must be one of corrected, release"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        D2LSLoss(**options)  # type: ignore[arg-type]
+
+
+def test_wrong_shapes_are_refused() -> None:
+    logits, target = case()
+    with pytest.raises(ValueError, match="do not fit"):
+        D2LSLoss()(logits, target[:, :-1])
+    with pytest.raises(ValueError, match="class_weights must hold 4 weights"):
+        D2LSLoss(class_weights=[1.0])(logits, target)
