@@ -1,0 +1,136 @@
+"""Torch data sets: random training crops, and whole images or grid tiles for evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from d2ls_fast.data.folder import Pair
+from d2ls_fast.data.normalisation import normalise
+from d2ls_fast.data.scenes import Scene, SceneReader
+from d2ls_fast.data.transforms import (
+    AugmentSettings,
+    Box,
+    augment,
+    choose_crop,
+    choose_scale,
+    pad,
+    resample,
+    resample_labels,
+)
+
+SMALLEST_SIDE = 32
+"""The model's least height and width; smaller evaluation images are padded to it."""
+
+
+class Item(TypedDict):
+    """What the data sets give."""
+
+    image: Tensor
+    """float32 [bands, h, w], normalised."""
+    label: Tensor
+    """int64 [h, w], class index or 255."""
+    name: str
+
+
+class TrainCrops(Dataset[Item]):
+    """Random augmented crops. Images are chosen in proportion to their area.
+
+    Item ``i`` of ``n`` falls on the ``i``-th of ``n`` equal shares of the total area (the place within it is random),
+    so an epoch covers all images evenly. Randomness comes from ``generator`` where given, else from torch's default
+    generator, which a ``DataLoader`` seeds in each worker.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        reader: SceneReader,
+        mean: Sequence[float],
+        std: Sequence[float],
+        settings: AugmentSettings,
+        samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.pairs = list(pairs)
+        self._reader, self._mean, self._std, self._settings = reader, list(mean), list(std), settings
+        self._generator = generator
+        areas = np.array([pair.size[0] * pair.size[1] for pair in self.pairs], np.float64)
+        self._limits = areas.cumsum() / areas.sum()
+        self._samples = samples or max(len(self.pairs), math.ceil(areas.sum() / settings.crop**2))
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> Item:
+        if not 0 <= index < self._samples:
+            raise IndexError(index)
+        draws = self._generator if self._generator is not None else torch.default_generator
+        position = (index + float(torch.rand((), generator=draws))) / self._samples
+        pair = self.pairs[min(int(np.searchsorted(self._limits, position, side="right")), len(self.pairs) - 1)]
+        scene = self._reader.read(pair)
+        scale = choose_scale(self._settings, draws)
+        box = choose_crop(scene.labels, scale, self._settings, draws)
+        image, labels = _cut(scene, box, self._mean, self._std)
+        size = self._resized(box[2], scale), self._resized(box[3], scale)
+        image, labels = augment(resample(image, size), resample_labels(labels, size), self._settings, draws)
+        return {"image": image, "label": labels, "name": pair.name}
+
+    def _resized(self, length: int, scale: float) -> int:
+        """Length after scaling; a full window becomes exactly the crop despite rounding."""
+        crop = self._settings.crop
+        return crop if length == max(1, round(crop / scale)) else min(crop, max(1, round(length * scale)))
+
+
+class WholeImages(Dataset[Item]):
+    """Images without augmentation, whole (of varying size: use batch size 1) or cut into a grid of square tiles.
+
+    Edge tiles, and images smaller than :data:`SMALLEST_SIDE`, are padded with zeros and unlabelled pixels; every
+    pixel is in exactly one item.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        reader: SceneReader,
+        mean: Sequence[float],
+        std: Sequence[float],
+        tile: int | None = None,
+    ) -> None:
+        self.pairs = list(pairs)
+        self._reader, self._mean, self._std, self._tile = reader, list(mean), list(std), tile
+        self._items = [(pair, box) for pair in self.pairs for box in _grid(pair.size, tile)]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Item:
+        pair, box = self._items[index]
+        image, labels = _cut(self._reader.read(pair), box, self._mean, self._std)
+        size = (self._tile, self._tile) if self._tile else (max(SMALLEST_SIDE, box[2]), max(SMALLEST_SIDE, box[3]))
+        image, labels = pad(image, labels, size)
+        name = pair.name if self._tile is None else f"{pair.name}@{box[0]},{box[1]}"
+        return {"image": image, "label": labels, "name": name}
+
+
+def _grid(size: tuple[int, int], tile: int | None) -> list[Box]:
+    if tile is None:
+        return [(0, 0, *size)]
+    return [
+        (top, left, min(tile, size[0] - top), min(tile, size[1] - left))
+        for top in range(0, size[0], tile)
+        for left in range(0, size[1], tile)
+    ]
+
+
+def _cut(scene: Scene, box: Box, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    top, left, height, width = box
+    part = np.s_[top : top + height, left : left + width]
+    valid = None if scene.valid is None else scene.valid[part]
+    image = normalise(scene.image[(slice(None), *part)], valid, mean, std)
+    return image, torch.from_numpy(scene.labels[part].astype(np.int64))
