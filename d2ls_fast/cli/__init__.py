@@ -1,0 +1,1 @@
+"""The ``d2ls-fast`` command line: one file per command."""

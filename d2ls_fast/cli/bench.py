@@ -1,0 +1,78 @@
+"""``d2ls-fast bench``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Level(str, Enum):
+    """What is timed."""
+
+    operator = "operator"
+    head = "head"
+    model = "model"
+    train = "train"
+
+
+class Device(str, Enum):
+    """Where it is timed."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(str, Enum):
+    """In which dtype."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def bench(
+    level: Annotated[Level, typer.Argument(help="operator, head, model or train")] = Level.operator,
+    device: Annotated[Device, typer.Option(help="cpu or cuda")] = Device.cpu,
+    precision: Annotated[Precision, typer.Option(help="fp32, bf16 or fp16")] = Precision.fp32,
+    size: Annotated[list[int] | None, typer.Option(help="image edge in pixels; give it again to sweep")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="batch size; give it again to sweep")] = None,
+    classes: Annotated[list[int] | None, typer.Option(help="dictionary entries; give it again to sweep")] = None,
+    stages: Annotated[list[int] | None, typer.Option(help="interaction stages; give it again to sweep")] = None,
+    backbone: Annotated[str, typer.Option(help="timm backbone of the levels model and train")] = "convnext_tiny",
+    repeats: Annotated[int, typer.Option(min=3, help="timed rounds; every variant runs once a round")] = 15,
+    output: Annotated[Path | None, typer.Option(help="results without suffix: writes .json, .md and .png")] = None,
+) -> None:
+    """Time the fused kernels against the named baselines in one interleaved run; refuses to time a wrong result."""
+    import itertools
+
+    import torch
+    from rich.console import Console
+
+    from d2ls_fast.benchmarks import harness, machine, results
+    from d2ls_fast.benchmarks.cases import LEVELS, Sizes
+    from d2ls_fast.errors import UserError
+    from d2ls_fast.files import writable_folder
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    if output is not None:
+        writable_folder(output.parent, "--output")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.value]
+    sweep = itertools.product(size or [512], batch or [1], classes or [7], stages or [3])
+    console = Console()
+    limits = harness.Limits(machine.copy_bandwidth(device.value), machine.matrix_rate(device.value, dtype))
+    report = harness.Report(machine.describe(device.value))
+    report.machine["copy bandwidth"] = f"{limits.copy_bandwidth / 1e9:.1f} GB/s"
+    report.machine["matrix rate"] = f"{limits.matrix_rate / 1e9:.0f} GFLOP/s ({precision.value}, square product)"
+    for edge, images, entries, depth in sweep:
+        sizes = Sizes(images, edge, entries, depth, dtype, device.value, backbone)
+        report.rows += harness.run_cases(LEVELS[level.value](sizes), device.value, limits, repeats, console)
+    console.print(", ".join(f"{key}: {value}" for key, value in report.machine.items()))
+    for table in results.tables(report):
+        console.print(table)
+    if output is not None:
+        for path in results.write(report, output):
+            console.print(f"wrote {path}")

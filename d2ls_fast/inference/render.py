@@ -1,0 +1,116 @@
+"""Pictures for people: imagery stretched to 8 bits, maps laid over it, legends, and truth beside prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from d2ls_fast.data.palettes import colourise
+
+BACKGROUND, INK, FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
+MARGIN, LINE, SWATCH = 12, 24, 16
+
+
+def stretch(
+    image: NDArray[Any], known: NDArray[np.bool_] | None = None, percentiles: tuple[float, float] = (1.0, 99.0)
+) -> NDArray[np.uint8]:
+    """``[3, h, w]`` of any real type as RGB uint8 ``[h, w, 3]``.
+
+    The two percentiles of all bands' values where ``known`` (and finite) become 0 and 255, the same for every band so
+    that colours keep their balance. Pixels that are not known become black.
+    """
+    values = np.moveaxis(image, 0, -1).astype(np.float32)
+    usable = np.asarray(np.isfinite(values).all(axis=-1))
+    if known is not None:
+        usable &= known
+    if not usable.any():
+        return np.zeros(values.shape, dtype=np.uint8)
+    low, high = np.percentile(values[usable], percentiles)
+    scaled = (np.where(usable[..., None], values, low) - low) / max(float(high - low), 1e-6)
+    result = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    result[~usable] = 0
+    return result
+
+
+def overlay(rgb: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
+    """``rgb`` ``[h, w, 3]`` tinted with the classes' colours; labels outside the palette leave it as it is."""
+    tinted = (0.55 * rgb + 0.45 * colourise(labels, palette)).round().astype(np.uint8)
+    known = labels < len(palette)
+    return np.where(known[..., None], tinted, rgb)
+
+
+def with_legend(
+    picture: NDArray[np.uint8],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    shares: Sequence[float],
+    notes: Sequence[str] = (),
+) -> Image.Image:
+    """``picture`` ``[h, w, 3]`` with a panel on its right: colour, name and share (0..1) of every class; the notes."""
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    entries = [f"{name}  {share:.1%}" for name, share in zip(classes, shares, strict=True)]
+    width = max([SWATCH + 8 + font.getlength(entry) for entry in entries] + [small.getlength(note) for note in notes])
+    height, picture_width = picture.shape[:2]
+    panel = MARGIN * 2 + LINE * len(entries) + 18 * len(notes)
+    canvas = Image.new("RGB", (picture_width + int(width) + 2 * MARGIN, max(height, panel)), BACKGROUND)
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    left, top = picture_width + MARGIN, MARGIN
+    for entry, colour in zip(entries, palette, strict=True):
+        _swatch(draw, left, top, colour)
+        draw.text((left + SWATCH + 8, top + SWATCH // 2), entry, fill=INK, font=font, anchor="lm")
+        top += LINE
+    for note in notes:
+        draw.text((left, top + 9), note, fill=FAINT, font=small, anchor="lm")
+        top += 18
+    return canvas
+
+
+def side_by_side(
+    rows: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    headings: tuple[str, str, str] = ("image", "truth", "prediction"),
+) -> Image.Image:
+    """One row of pictures per ``(rgb [h, w, 3], truth [h, w], predicted [h, w])``, headings above, colours below.
+
+    Labels outside the palette (no data, not labelled) are black.
+    """
+    font = ImageFont.load_default(15)
+    width = max(rgb.shape[1] for rgb, _, _ in rows)
+    legend = _wrap([SWATCH + 8 + font.getlength(name) + 2 * MARGIN for name in classes], 3 * width + 4 * MARGIN)
+    height = LINE + sum(rgb.shape[0] + MARGIN for rgb, _, _ in rows) + MARGIN + LINE * (legend[-1][1] + 1)
+    canvas = Image.new("RGB", (3 * width + 4 * MARGIN, MARGIN + height), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for column, heading in enumerate(headings):
+        draw.text((MARGIN + column * (width + MARGIN), MARGIN), heading, fill=INK, font=font)
+    top = MARGIN + LINE
+    for rgb, truth, predicted in rows:
+        for column, part in enumerate((rgb, colourise(truth, palette), colourise(predicted, palette))):
+            canvas.paste(Image.fromarray(part), (MARGIN + column * (width + MARGIN), top))
+        top += rgb.shape[0] + MARGIN
+    for name, colour, (x, line) in zip(classes, palette, legend, strict=True):
+        left, middle = MARGIN + x, top + line * LINE
+        _swatch(draw, left, middle, colour)
+        draw.text((left + SWATCH + 8, middle + SWATCH // 2), name, fill=INK, font=font, anchor="lm")
+    return canvas
+
+
+def _swatch(draw: ImageDraw.ImageDraw, left: int, top: int, colour: Sequence[int]) -> None:
+    draw.rectangle((left, top, left + SWATCH, top + SWATCH), fill=(colour[0], colour[1], colour[2]), outline=FAINT)
+
+
+def _wrap(widths: Sequence[float], available: int) -> list[tuple[int, int]]:
+    """Left edge and line number of entries of these widths, set one after the other on lines ``available`` wide."""
+    places: list[tuple[int, int]] = []
+    x, line = 0.0, 0
+    for width in widths:
+        if x > 0 and x + width > available - 2 * MARGIN:
+            x, line = 0.0, line + 1
+        places.append((int(x), line))
+        x += width
+    return places
