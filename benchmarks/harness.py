@@ -1,0 +1,174 @@
+"""Times variants of one computation against each other and refuses to time a wrong one.
+
+Every variant is first compared with the definition in float64. Then all are timed in turns (A B C A B C ...), so that a
+machine that slows down or speeds up does so for all of them; medians and the 20th and 80th percentiles are reported.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from d2ls_fast.benchmarks.memory import peak_extra
+
+
+class WrongResult(RuntimeError):
+    """A variant's result is too far from the definition; its speed is not worth reporting."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a case. ``run`` returns the tensors that are compared with the definition's."""
+
+    name: str
+    run: Callable[[], Sequence[Tensor]]
+    checked: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """A computation, its variants and what it costs at least.
+
+    Args:
+        name: such as ``attend forward``.
+        setting: the sizes, such as ``B=1 N=16384 C=256 J=56 float32``.
+        truth: the definition in float64.
+        variants: the first is the baseline that ratios refer to.
+        tolerance: largest error allowed, relative to the largest magnitude of each tensor.
+        bytes_moved: least traffic of the fused form, in bytes.
+        operations: arithmetic of the fused form, multiply-adds counted twice.
+    """
+
+    name: str
+    setting: str
+    truth: Callable[[], Sequence[Tensor]]
+    variants: Sequence[Variant]
+    tolerance: float
+    bytes_moved: int = 0
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the results."""
+
+    case: str
+    setting: str
+    variant: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    speedup: float
+    error: float | None
+    peak_extra_mb: float | None
+    copy_bandwidth_percent: float | None = None
+    matrix_rate_percent: float | None = None
+
+
+@dataclass
+class Limits:
+    """The machine's measured limits, that percentages refer to."""
+
+    copy_bandwidth: float
+    matrix_rate: float
+
+
+@dataclass
+class Report:
+    machine: dict[str, object]
+    rows: list[Row] = field(default_factory=list)
+
+
+def run_case(case: Case, device: str, limits: Limits, repeats: int, progress: Progress | None = None) -> list[Row]:
+    """Check, time and weigh every variant of a case.
+
+    Raises:
+        WrongResult: a variant differs from the float64 definition by more than the tolerance.
+    """
+    truth = [t.double() for t in case.truth()]
+    errors = {v.name: _error(v, truth, case) if v.checked else None for v in case.variants}
+    times: dict[str, list[float]] = {v.name: [] for v in case.variants}
+    task = progress.add_task(f"{case.name}, {case.setting}", total=repeats) if progress else None
+    for repeat in range(repeats + 2):
+        for variant in case.variants:
+            seconds = _time(variant.run, device)
+            if repeat >= 2:  # two rounds of warm-up
+                times[variant.name].append(seconds)
+        if progress and task is not None and repeat >= 2:
+            progress.advance(task)
+    peaks = {v.name: peak_extra(v.run, device) for v in case.variants}
+    baseline = statistics.median(times[case.variants[0].name])
+    return [_row(case, v.name, times[v.name], baseline, errors[v.name], peaks[v.name], limits) for v in case.variants]
+
+
+def _row(
+    case: Case,
+    variant: str,
+    times: list[float],
+    baseline: float,
+    error: float | None,
+    peak: int | None,
+    limits: Limits,
+) -> Row:
+    ordered = sorted(times)
+    median = statistics.median(ordered)
+    fused = variant.startswith("fused")
+    return Row(
+        case=case.name,
+        setting=case.setting,
+        variant=variant,
+        median_ms=1e3 * median,
+        p20_ms=1e3 * ordered[int(0.2 * (len(ordered) - 1))],
+        p80_ms=1e3 * ordered[int(0.8 * (len(ordered) - 1))],
+        speedup=baseline / median,
+        error=error,
+        peak_extra_mb=None if peak is None else peak / 2**20,
+        copy_bandwidth_percent=100 * case.bytes_moved / median / limits.copy_bandwidth
+        if fused and case.bytes_moved
+        else None,
+        matrix_rate_percent=100 * case.operations / median / limits.matrix_rate if fused and case.operations else None,
+    )
+
+
+def _error(variant: Variant, truth: Sequence[Tensor], case: Case) -> float:
+    results = variant.run()
+    if len(results) != len(truth):
+        raise WrongResult(f"{case.name}, {variant.name}: {len(results)} results where the definition has {len(truth)}")
+    worst = 0.0
+    for result, expected in zip(results, truth, strict=True):
+        error = (result.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+        worst = max(worst, error.item() if torch.isfinite(error) else float("inf"))
+    if worst > case.tolerance:
+        raise WrongResult(
+            f"{case.name}, {variant.name}: error {worst:.1e} against the definition exceeds {case.tolerance:.0e}"
+        )
+    return worst
+
+
+def _time(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def run_cases(cases: Sequence[Case], device: str, limits: Limits, repeats: int, console: Console) -> list[Row]:
+    """All cases with a progress bar."""
+    rows: list[Row] = []
+    with Progress(console=console, transient=True) as progress:
+        for case in cases:
+            rows += run_case(case, device, limits, repeats, progress)
+    return rows

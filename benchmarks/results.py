@@ -1,0 +1,90 @@
+"""Results on paper: a JSON file with machine and versions, a Markdown table, and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from d2ls_fast.benchmarks.harness import Report, Row
+from d2ls_fast.files import replacing
+
+_MEASURES = ("variant", "median ms", "p20-p80", "speed-up", "error", "extra MB", "% copy", "% matrix")
+
+
+def _cells(row: Row) -> list[str]:
+    """The columns of one line after its case and setting."""
+    return [
+        row.variant,
+        f"{row.median_ms:.2f}",
+        f"{row.p20_ms:.2f}-{row.p80_ms:.2f}",
+        f"{row.speedup:.2f}x",
+        "-" if row.error is None else f"{row.error:.1e}",
+        "-" if row.peak_extra_mb is None else f"{row.peak_extra_mb:.1f}",
+        "-" if row.copy_bandwidth_percent is None else f"{row.copy_bandwidth_percent:.0f}",
+        "-" if row.matrix_rate_percent is None else f"{row.matrix_rate_percent:.0f}",
+    ]
+
+
+def _by_case(report: Report) -> dict[str, list[Row]]:
+    cases: dict[str, list[Row]] = {}
+    for row in report.rows:
+        cases.setdefault(f"{row.case}, {row.setting}", []).append(row)
+    return cases
+
+
+def tables(report: Report) -> list[Table]:
+    """One table a case, for a terminal."""
+    shown = []
+    for title, rows in _by_case(report).items():
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for column in _MEASURES:
+            table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=column != "variant")
+        for row in rows:
+            table.add_row(*_cells(row))
+        shown.append(table)
+    return shown
+
+
+def markdown(report: Report) -> str:
+    lines = [f"{key}: {value}  " for key, value in report.machine.items()]
+    for title, rows in _by_case(report).items():
+        lines += ["", f"**{title}**", "", "| " + " | ".join(_MEASURES) + " |", "|" + "---|" * len(_MEASURES)]
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def write(report: Report, stem: Path) -> list[Path]:
+    """Write ``stem.json``, ``stem.md`` and ``stem.png``; returns their paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": report.machine, "rows": [dataclasses.asdict(row) for row in report.rows]}
+    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
+    with replacing(paths[0]) as path:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with replacing(paths[1]) as path:
+        path.write_text(markdown(report), encoding="utf-8")
+    with replacing(paths[2]) as path:
+        plot(report, path)
+    return paths
+
+
+def plot(report: Report, path: Path) -> None:
+    """Horizontal bars of the speed-ups, one panel a case."""
+    from matplotlib.figure import Figure
+
+    cases = _by_case(report)
+    heights = [len(rows) for rows in cases.values()]
+    figure = Figure(figsize=(9, 0.45 * sum(heights) + 0.9 * len(cases)), layout="constrained")
+    axes = figure.subplots(len(cases), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axis, (title, rows) in zip(axes, cases.items(), strict=True):
+        colours = ["#1b7837" if row.variant.startswith("fused") else "#9e9e9e" for row in rows]
+        bars = axis.barh([row.variant for row in rows], [row.speedup for row in rows], color=colours)
+        axis.bar_label(bars, [f" {row.speedup:.2f}x  {row.median_ms:.2f} ms" for row in rows], fontsize=8)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.invert_yaxis()
+        axis.margins(x=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel(f"speed-up against {report.rows[0].variant} (higher is faster)")
+    figure.savefig(path, dpi=110, format="png")

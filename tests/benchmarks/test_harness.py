@@ -1,0 +1,98 @@
+"""The harness: refuses wrong results, times all variants, reports against the first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from d2ls_fast.benchmarks import harness, machine, results
+from d2ls_fast.benchmarks.cases import LEVELS, Sizes
+from d2ls_fast.benchmarks.harness import Case, Limits, Variant, WrongResult
+from d2ls_fast.benchmarks.memory import peak_extra
+
+LIMITS = Limits(copy_bandwidth=1e9, matrix_rate=1e9)
+SMALL = Sizes(size=64, num_classes=3, stages=2, backbone="resnet18")
+
+
+def case(*variants: Variant, bytes_moved: int = 0) -> Case:
+    truth = torch.arange(4.0, dtype=torch.float64)
+    return Case("doubling", "n=4", lambda: [truth], variants, tolerance=1e-6, bytes_moved=bytes_moved)
+
+
+def right() -> list[torch.Tensor]:
+    return [torch.arange(4.0)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: [torch.arange(4.0) + 1e-3],
+        lambda: [torch.full((4,), float("nan"))],
+        lambda: [torch.arange(4.0), torch.zeros(1)],
+    ],
+)
+def test_a_wrong_variant_is_never_timed(wrong) -> None:
+    with pytest.raises(WrongResult, match="doubling, broken"):
+        harness.run_case(case(Variant("reference", right), Variant("broken", wrong)), "cpu", LIMITS, 3)
+
+
+def test_rows_refer_to_the_first_variant() -> None:
+    rows = harness.run_case(
+        case(
+            Variant("reference", right),
+            Variant("floor", lambda: [], checked=False),
+            Variant("fused", right),
+            bytes_moved=8,
+        ),
+        "cpu",
+        LIMITS,
+        5,
+    )
+    assert [row.variant for row in rows] == ["reference", "floor", "fused"]
+    assert rows[0].speedup == 1.0 and rows[1].error is None and rows[2].error == 0.0
+    assert all(row.p20_ms <= row.median_ms <= row.p80_ms for row in rows)
+    assert rows[2].speedup == pytest.approx(rows[0].median_ms / rows[2].median_ms)
+    assert rows[0].copy_bandwidth_percent is None
+    assert rows[2].copy_bandwidth_percent == pytest.approx(100 * 8 / (rows[2].median_ms * 1e-3) / 1e9)
+
+
+def test_peak_extra_memory_sees_what_is_freed_again() -> None:
+    def allocate() -> None:
+        torch.ones(16 * 2**20)  # 64 MiB, touched and freed
+
+    held = peak_extra(allocate, "cpu")
+    assert held is None or 60e6 < held < 80e6
+
+
+def test_machine_facts_and_limits() -> None:
+    facts = machine.describe("cpu")
+    assert facts["torch"] == torch.__version__ and "extension" in facts
+    assert machine.copy_bandwidth("cpu", megabytes=8) > 1e8
+    assert machine.matrix_rate("cpu", torch.float32, size=128) > 1e8
+
+
+def test_results_are_written_whole(tmp_path: Path) -> None:
+    report = harness.Report({"torch": torch.__version__})
+    report.rows = harness.run_cases(
+        [case(Variant("reference", right), Variant("fused", right))], "cpu", LIMITS, 3, Console(quiet=True)
+    )
+    paths = results.write(report, tmp_path / "made" / "speed")
+    assert [path.name for path in paths] == ["speed.json", "speed.md", "speed.png"]
+    assert json.loads(paths[0].read_text())["rows"][1]["variant"] == "fused"
+    assert "| fused |" in paths[1].read_text()
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    assert len(results.tables(report)) == 1
+
+
+@pytest.mark.parametrize("level", ["operator", "head", "train"])
+def test_every_case_of_a_level_is_right(level: str) -> None:
+    """Compiled variants take minutes here; the eager ones show that the cases are set up rightly."""
+    for built in LEVELS[level](SMALL):
+        truth = [t.double() for t in built.truth()]
+        for variant in built.variants:
+            if variant.checked and "compiled" not in variant.name:
+                assert harness._error(variant, truth, built) <= built.tolerance
