@@ -10,8 +10,8 @@ from torch import Tensor
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
 from d2ls_fast.ops._library import LIBRARY, define, with_autocast
-from d2ls_fast.ops.attend import attend_definition, check_rows
-from d2ls_fast.ops.refine import as_vectors, check_refine, refine_definition
+from d2ls_fast.ops.attend import attend, attend_definition, check_rows
+from d2ls_fast.ops.refine import as_vectors, check_refine, refine, refine_definition
 
 
 def refine_attend(
@@ -49,7 +49,9 @@ def refine_attend(
     check_refine(*arguments, num_heads)
     check_rows("refine_attend", "query", query, pixels)
     if select("refine_attend", pixels) in ("reference", "torch"):
-        return refine_attend_definition(*arguments, query, num_heads, eps)
+        # Each half by its own best back end: there may be a kernel for one of them.
+        refined = refine(*arguments, num_heads, eps)
+        return (refined, *attend(refined, pixel_pe, query))
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.refine_attend(*arguments, query, num_heads, eps)
     return result
 
