@@ -159,7 +159,7 @@ def operator_cases(sizes: Sizes) -> list[Case]:
 
     def extra(mode: Callable[..., Compute]) -> list[Variant]:
         return [
-            Variant("reference, scaled_dot_product_attention", _under("reference", mode(sdpa, call, inputs))),
+            Variant("reference with sdpa", _under("reference", mode(sdpa, call, inputs))),
             Variant("floor: two bare products", mode(_BareProducts(), bare, [rows, inputs[1]]), checked=False),
         ]
 

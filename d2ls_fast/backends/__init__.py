@@ -75,12 +75,12 @@ def backends() -> dict[str, str]:
 
 
 def select(operator: str, tensor: torch.Tensor) -> str:
-    """The name of the back end that computes ``operator`` on tensors like ``tensor``.
+    """The name of the back end that computes ``operator`` on tensors like ``tensor``, whose last dimension is C.
 
     Raises:
         BackendError: a forced back end cannot serve the call.
     """
-    call = Call(operator, tensor.device.type, tensor.dtype)
+    call = Call(operator, tensor.device.type, tensor.dtype, tensor.shape[-1])
     if _current != "auto":
         support = _support(_current, call)
         if not support.ok:

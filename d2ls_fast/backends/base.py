@@ -20,6 +20,7 @@ class Call(NamedTuple):
     operator: str
     device: str
     dtype: torch.dtype
+    channels: int
 
 
 class Backend(Protocol):

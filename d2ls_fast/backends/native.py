@@ -56,6 +56,8 @@ class Triton:
             return Support(False, f"no Triton kernel for {call.operator}")
         if call.device != "cuda" and not _interpreted():
             return Support(False, f"the tensors are on {call.device}, this back end works on cuda")
+        if call.channels % 16 or not 16 <= call.channels <= 1024:
+            return Support(False, f"C must be a multiple of 16 from 16 to 1024, got {call.channels}")
         return _dtype_support(call)
 
 
