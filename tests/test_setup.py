@@ -29,4 +29,3 @@ def test_without_a_compiler(value: str, status: int, tmp_path: Path) -> None:
     finished = setup({"D2LS_FAST_EXTENSION": value, "CXX": "no-such-compiler", "PATH": str(tmp_path)}, "--version")
     assert finished.returncode == status, finished.stderr
     assert "no C++ compiler was found" in finished.stderr
-

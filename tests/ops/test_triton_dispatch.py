@@ -1,4 +1,4 @@
-"""The operators through the back end ``triton``, in Triton's interpreter: a process of its own, as it is set at import."""
+"""The operators through the back end ``triton``, in its interpreter: a process of its own, as it is set at import."""
 
 from __future__ import annotations
 

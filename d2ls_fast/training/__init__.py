@@ -1,0 +1,1 @@
+"""Training and scoring: settings, the Lightning module, the run, the confusion matrix."""

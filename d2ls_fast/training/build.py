@@ -1,0 +1,148 @@
+"""The parts of a training run, made from its settings."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from d2ls_fast.data import DataSplits, Item
+from d2ls_fast.errors import UserError
+from d2ls_fast.models.checkpoint import ModelCard
+from d2ls_fast.models.model import D2LS, create_model
+from d2ls_fast.nn.losses import D2LSLoss
+from d2ls_fast.training.config import TrainSettings
+from d2ls_fast.training.log import CsvLog
+from d2ls_fast.training.module import SegmentationModule
+from d2ls_fast.training.sampling import TrainingStream
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+TERMS = ("cross_entropy", "dice", "auxiliary", "contrastive")
+COLUMNS = ("loss", *(f"loss_{term}" for term in TERMS), "lr", "mean_iou", "mean_f1", "overall_accuracy")
+
+
+def build_module(settings: TrainSettings, data: DataSplits, total_steps: int, fresh: bool) -> SegmentationModule:
+    """Model, loss and optimizer. A ``fresh`` run starts from the pretrained weights, a resumed one from its state."""
+    arguments = settings.model.arguments()
+    if not fresh:
+        arguments["pretrained"] = False
+    model = create_model(num_classes=len(data.classes), in_chans=len(data.bands), **arguments)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    module = SegmentationModule(model, build_loss(settings, data), settings, total_steps)
+    if settings.compile:
+        module.model.compile()
+    return module
+
+
+def build_loss(settings: TrainSettings, data: DataSplits) -> D2LSLoss:
+    """The loss of the recipe.
+
+    Raises:
+        UserError: another number of class weights than classes.
+    """
+    weights = settings.loss.class_weights
+    if weights is not None and len(weights) != len(data.classes):
+        raise UserError(f"loss.class_weights: {len(weights)} values for {len(data.classes)} classes; give one each")
+    return D2LSLoss(**settings.loss.model_dump())
+
+
+def build_card(model: D2LS, data: DataSplits, settings: TrainSettings) -> ModelCard:
+    """What the checkpoint says about the model."""
+    return ModelCard(
+        model=model.config,
+        classes=data.classes,
+        palette=data.palette,
+        bands=data.bands,
+        mean=data.mean,
+        std=data.std,
+        scale=data.scale,
+    )
+
+
+def build_loader(settings: TrainSettings, data: DataSplits, total_steps: int, first_step: int) -> DataLoader[Item]:
+    """Batches of the steps from ``first_step`` to the end of the run."""
+    per_step = settings.batch_size * settings.accumulate
+    stream = TrainingStream(data.train, total_steps * per_step, settings.seed)
+    return DataLoader(
+        stream,
+        batch_size=settings.batch_size,
+        sampler=range(first_step * per_step, len(stream)),
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        pin_memory=settings.device != "cpu" and torch.cuda.is_available(),
+    )
+
+
+def build_trainer(
+    settings: TrainSettings,
+    folder: Path,
+    metrics_file: str,
+    device: str,
+    total_steps: int,
+    resume_step: int | None,
+    callbacks: list[Callback],
+) -> Trainer:
+    """A Lightning trainer that only trains and logs; validation and saving are the callbacks' work."""
+    loggers: list[Logger] = [CsvLog(folder / metrics_file, COLUMNS, resume_step)]
+    if find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    with _quiet():
+        return Trainer(
+            accelerator="gpu" if device == "cuda" else "cpu",
+            devices=1,
+            precision=PRECISIONS[settings.precision],  # type: ignore[arg-type]
+            max_steps=total_steps,
+            max_epochs=-1,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.gradient_clip,
+            log_every_n_steps=min(settings.log_every, total_steps),
+            logger=loggers,
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+
+
+def run(trainer: Trainer, module: SegmentationModule, loader: DataLoader[Item], state: Path | None) -> None:
+    """Train, from ``state`` where given.
+
+    Raises:
+        KeyboardInterrupt: as usual; Lightning turns it into an exit with status 1.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with _quiet():
+            trainer.fit(module, loader, ckpt_path=state, weights_only=True)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's hints about loaders and hardware off the screen; its errors still show."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,123 @@
+"""One training run, from settings to report."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from rich.console import Console
+
+from d2ls_fast.data import DataSplits, build_datasets
+from d2ls_fast.errors import UserError
+from d2ls_fast.files import writable_folder, write_json, write_yaml
+from d2ls_fast.training.build import build_card, build_loader, build_module, build_trainer, run
+from d2ls_fast.training.config import TrainSettings
+from d2ls_fast.training.evaluate import excluded_indices, pick_device
+from d2ls_fast.training.metrics import Scores
+from d2ls_fast.training.outputs import BEST_MODEL, LAST_MODEL, LAST_STATE, ValidateAndSave
+from d2ls_fast.training.progress import TrainingProgress
+from d2ls_fast.training.report import score_table, scores_to_json, versions
+from d2ls_fast.training.resume import check_state
+
+SETTINGS, METRICS, REPORT = "settings.yaml", "metrics.csv", "report.json"
+
+
+def fit(
+    settings: TrainSettings, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Train by ``settings`` and write into ``settings.output``.
+
+    The folder receives ``settings.yaml``, ``metrics.csv`` (and TensorBoard events where it is installed),
+    ``last.ckpt``, ``last.safetensors``, ``best.safetensors`` and ``report.json``; the scores of the best model are
+    printed.
+
+    Args:
+        resume: continue from ``last.ckpt``.
+        overwrite: replace the run that the folder holds.
+        console: where progress and scores are printed; standard output by default.
+
+    Returns:
+        What ``report.json`` holds.
+
+    Raises:
+        UserError: a bad setting, bad data, a folder that cannot be written or holds another run, a loss that diverged.
+        KeyboardInterrupt: interrupted; ``last.ckpt`` holds the state of the last validation.
+    """
+    console = console or Console()
+    device = pick_device(settings)
+    exclude = excluded_indices(settings)
+    folder = _prepare_folder(settings.output, resume, overwrite)
+    seed_everything(settings.seed, workers=True, verbose=False)
+    data = build_datasets(settings.data, settings.augment)
+    steps_per_epoch = max(1, math.ceil(len(data.train) / (settings.batch_size * settings.accumulate)))
+    total_steps = settings.steps or steps_per_epoch * (settings.epochs or 1)
+    first_step = check_state(folder / LAST_STATE, settings, total_steps) if resume else 0
+
+    module = build_module(settings, data, total_steps, fresh=not resume)
+    validation = ValidateAndSave(
+        folder,
+        build_card(module.model, data, settings),
+        data.val if _count(data.val) else None,
+        settings.evaluate_every or steps_per_epoch,
+        total_steps,
+        exclude,
+    )
+    progress = TrainingProgress(total_steps, settings.batch_size, validation, console)
+    trainer = build_trainer(
+        settings, folder, METRICS, device, total_steps, first_step if resume else None, [validation, progress]
+    )
+    loader = build_loader(settings, data, total_steps, first_step)
+    write_yaml(folder / SETTINGS, settings.model_dump(mode="json"))
+    console.print(
+        f"{settings.name}: {len(data.train)} training items, {_count(data.val)} validation images, {total_steps} steps"
+        f" of {settings.batch_size * settings.accumulate} on {device}, output in {folder}",
+        highlight=False,
+    )
+    started = time.perf_counter()
+    run(trainer, module, loader, folder / LAST_STATE if resume else None)
+
+    report = {
+        "name": settings.name,
+        "steps": total_steps,
+        "steps_in_this_session": total_steps - first_step,
+        "seconds_in_this_session": round(time.perf_counter() - started, 1),
+        "images_per_second": round(progress.images_per_second, 2),
+        "device": device,
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "items": {"train": len(data.train), "val": _count(data.val), "test": _count(data.test)},
+        "best_step": validation.best_step,
+        "best": _scores(validation.best, data),
+        "last": _scores(validation.scores, data),
+        "versions": versions(),
+        "settings": settings.model_dump(mode="json"),
+    }
+    write_json(folder / REPORT, report)
+    if validation.best is not None:
+        console.print(score_table(validation.best, data.classes, f"{settings.name}: step {validation.best_step}"))
+    console.print(f"best model: {folder / BEST_MODEL}", highlight=False)
+    return report
+
+
+def _prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
+    writable_folder(folder, "output=")
+    earlier = [folder / name for name in (LAST_STATE, LAST_MODEL, BEST_MODEL, REPORT) if (folder / name).exists()]
+    if earlier and not resume:
+        if not overwrite:
+            raise UserError(
+                f"{earlier[0]}: this folder holds a run; continue it with --resume, replace it with --overwrite,"
+                " or choose another folder with output="
+            )
+        for path in earlier:
+            path.unlink()
+    return folder
+
+
+def _count(dataset: Any) -> int:
+    return 0 if dataset is None else len(dataset)
+
+
+def _scores(scores: Scores | None, data: DataSplits) -> dict[str, Any] | None:
+    return None if scores is None else scores_to_json(scores, data.classes)

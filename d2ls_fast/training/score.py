@@ -1,0 +1,77 @@
+"""Scoring a checkpoint on one split of a recipe: what ``d2ls-fast evaluate`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from d2ls_fast.data import build_datasets
+from d2ls_fast.data.folder import common_bands
+from d2ls_fast.data.splits import split_pairs
+from d2ls_fast.errors import UserError
+from d2ls_fast.files import writable_folder, write_json
+from d2ls_fast.models.checkpoint import load_checkpoint
+from d2ls_fast.training.config import TrainSettings
+from d2ls_fast.training.evaluate import check_card, evaluate_model, excluded_indices, pick_device
+from d2ls_fast.training.report import matrix_table, save_matrix_picture, score_table, scores_to_json
+
+
+def score_checkpoint(
+    settings: TrainSettings,
+    checkpoint: Path,
+    split: str,
+    output: Path | None,
+    origin: str,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json`` and ``<split>.png``.
+
+    Images are normalised as the checkpoint says, not as the recipe says.
+
+    Args:
+        split: ``val`` or ``test``.
+        output: folder for the files; ``evaluation`` beside the checkpoint by default.
+        origin: the recipe's name, for messages.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        UserError: a bad checkpoint or one of another model, bad data, no image in the split, an unwritable folder.
+    """
+    console = console or Console()
+    device = pick_device(settings)
+    exclude = excluded_indices(settings)
+    model, card = load_checkpoint(checkpoint, device)
+    bands = settings.data.bands or common_bands(settings.data, split_pairs(settings.data).all)
+    check_card(card, checkpoint, settings.data.class_names, bands, origin)
+    as_trained = {"normalisation": None, "mean": card.mean, "std": card.std}
+    data = build_datasets(settings.data.model_copy(update=as_trained))
+    dataset = getattr(data, split)
+    if len(dataset) == 0:
+        raise UserError(f"{origin}: the split {split!r} has no images; add data.{split}, or give another --split")
+    folder = writable_folder(output or checkpoint.parent / "evaluation", "--output")
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{split} images", total=len(dataset))
+        scores = evaluate_model(
+            model,
+            dataset,
+            len(data.classes),
+            exclude,
+            device,
+            settings.precision,
+            settings.workers,
+            lambda: bar.advance(task),
+        )
+    result = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
+    result |= scores_to_json(scores, data.classes)
+    write_json(folder / f"{split}.json", result)
+    title = f"{checkpoint.name} on {split}: mean IoU {100 * scores.mean_iou:.1f} %"
+    save_matrix_picture(folder / f"{split}.png", scores, data.classes, title)
+    console.print(score_table(scores, data.classes, f"{checkpoint} on {split}"))
+    console.print(matrix_table(scores, data.classes))
+    console.print(f"written: {folder / f'{split}.json'}, {folder / f'{split}.png'}", highlight=False, soft_wrap=True)
+    return result

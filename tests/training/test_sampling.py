@@ -1,0 +1,51 @@
+"""The stream of training items: the same whatever the start and the number of workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from d2ls_fast.training.sampling import TrainingStream
+
+
+class Draws:
+    """Stands for the random crops: returns its index and a draw from torch's default generator."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Any:
+        return {"index": index, "draw": torch.rand(())}
+
+
+def _take(start: int, workers: int = 0, seed: int = 3) -> list[tuple[int, float]]:
+    stream = TrainingStream(Draws(), total=17, seed=seed)  # type: ignore[arg-type]
+    loader = DataLoader(stream, batch_size=1, sampler=range(start, 17), num_workers=workers)
+    return [(int(item["index"]), float(item["draw"])) for item in loader]
+
+
+def test_every_pass_shows_every_item_once_in_another_order() -> None:
+    indices = [index for index, _ in _take(0)]
+    assert sorted(indices[:5]) == sorted(indices[5:10]) == sorted(indices[10:15]) == [0, 1, 2, 3, 4]
+    assert indices[:5] != indices[5:10] or indices[5:10] != indices[10:15]
+
+
+def test_draws_differ_between_positions_and_seeds() -> None:
+    draws = [draw for _, draw in _take(0)]
+    assert len(set(draws)) == len(draws)
+    assert draws != [draw for _, draw in _take(0, seed=4)]
+
+
+def test_a_later_start_and_workers_change_nothing() -> None:
+    assert _take(7) == _take(0)[7:]
+    assert _take(0, workers=2) == _take(0)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    TrainingStream(Draws(), total=3, seed=0)[1]  # type: ignore[arg-type]
+    assert torch.equal(torch.rand(3), expected)
