@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from d2ls_fast.data import normalisation
 from d2ls_fast.data.config import ClassSettings, DataSettings, SplitSettings
 from d2ls_fast.data.datasets import Item, TrainCrops, WholeImages
-from d2ls_fast.data.folder import check_scales, common_bands
+from d2ls_fast.data.folder import check_masks_have_images, check_scales, common_bands
 from d2ls_fast.data.palettes import IGNORE_INDEX, PALETTES, colourise
 from d2ls_fast.data.scenes import SceneReader
 from d2ls_fast.data.splits import split_pairs
@@ -65,11 +65,12 @@ def build_datasets(settings: DataSettings, augment: AugmentSettings | None = Non
 
     Raises:
         UserError: one line that names the file or key and the remedy: missing root, no images, image without mask,
-        sizes
-            or band counts that differ, unreadable file, image in two splits, nothing left to train on.
+            mask without image, sizes or band counts that differ, unreadable file, image in two splits, nothing to
+            train on.
     """
     split = split_pairs(settings)
     check_scales(settings, split.all)
+    check_masks_have_images(settings, split.all)
     bands = common_bands(settings, split.all)
     reader = SceneReader(settings, bands)
     mean, std = normalisation.resolve(settings, split.train, bands, reader)

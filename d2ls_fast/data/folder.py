@@ -168,6 +168,25 @@ def check_scales(settings: DataSettings, pairs: Sequence[Pair]) -> None:
             raise UserError(f"data.scales: {pattern!r} matches no image below {settings.root}; correct the glob")
 
 
+def check_masks_have_images(settings: DataSettings, pairs: Sequence[Pair]) -> None:
+    """:class:`UserError` where a mask lies beside those in use without an image (lost, or misnamed).
+
+    Images that no split names count as there; only mask folders of the images in use are looked at.
+    """
+    folders = {pair.mask.parent: pair.image.parent for pair in pairs}
+    for masks, images in folders.items():
+        stems = {path.stem for path in images.iterdir() if path.suffix.lower() in EXTENSIONS}
+        for mask in sorted(masks.iterdir()):
+            if mask.suffix.lower() not in MASK_EXTENSIONS or not mask.stem.endswith(settings.mask_suffix):
+                continue
+            stem = mask.stem.removesuffix(settings.mask_suffix) + settings.image_suffix
+            if stem not in stems and not mask.name.startswith("."):
+                raise UserError(
+                    f"{mask}: mask without an image; looked for {images / stem}{{{','.join(EXTENSIONS)}}}: "
+                    "add the image, or take the mask out"
+                )
+
+
 def _find_mask(settings: DataSettings, image: Path) -> Path:
     relative = PurePosixPath(image.relative_to(settings.root).as_posix())
     folders = list(relative.parent.parts)

@@ -77,8 +77,11 @@ def test_bad_data_ends_in_one_line(tmp_path: Path) -> None:
     assert "00.png" in refused(recipe)
     Image.new("RGB", (48, 48)).save(images / "00.png")
     (masks / "01.png").rename(masks / "elsewhere.png")
-    assert "01.png" in refused(recipe)
+    assert "01.png: has no mask" in refused(recipe)
     (masks / "elsewhere.png").rename(masks / "01.png")
+    Image.new("L", (48, 48)).save(masks / "lost.png")
+    assert "lost.png: mask without an image" in refused(recipe)
+    (masks / "lost.png").unlink()
     for mask in masks.iterdir():
         Image.new("L", (48, 48), 7).save(mask)
     assert "7" in refused(recipe)
