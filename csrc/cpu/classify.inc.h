@@ -140,8 +140,12 @@ inline void features_tile(const ClassifyInputs& in, const ClassifyNorm& norm, Ru
       return d * d;
     });
     sum_inner(scale, share);
-    for (int64_t v = 0; v < kSub; ++v) {
-      scale[v] = 1.0f / __builtin_sqrtf(scale[v] + in.eps);
+    Quad inverse_sigma;
+    for (int i = 0; i < 4; ++i) {
+      inverse_sigma[i] = 1.0f / __builtin_sqrtf(scale[i] + in.eps);
+    }
+    for (int i = 0; i < 4; ++i) {
+      store(scale + 4 * i, inverse_sigma);
     }
   }
   for (int64_t n = 0; n < run.count; ++n) {
