@@ -36,8 +36,8 @@ def classify(
         U = \mathrm{GELU}(\mathrm{shuffle}(\mathrm{GELU}(\mathrm{LN}(\mathrm{shuffle}(x))))), \quad
         \mathrm{logit}_k = \mathrm{reduce}_p \; g_{kp} \cdot U
 
-    Both shuffles are PixelShuffle(2): a pixel of C channels becomes 4 x 4 sub-pixels of C/16, the norm runs over the C/4
-    channels of a 2 x 2 sub-pixel, and no neighbour is read.
+    Both shuffles are PixelShuffle(2): a pixel of C channels becomes 2 x 2 sub-pixels of C/4, over which the norm runs,
+    then 4 x 4 of C/16. No neighbour is read.
 
     Args:
         pixels: x, ``[B, h * w, C]``, C a multiple of 16; float32, bfloat16, float16 (kernels) or float64 (PyTorch).

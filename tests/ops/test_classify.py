@@ -1,4 +1,4 @@
-"""classify and classify_labels: kernels against the definition, every gradient, labels, and their standing in PyTorch."""
+"""classify and classify_labels: kernels against the definition, gradients, labels, and their standing in PyTorch."""
 
 from __future__ import annotations
 
@@ -188,7 +188,10 @@ def test_norm_and_class_vectors_may_be_narrower_than_float32() -> None:
 
 def test_fifty_runs_are_bitwise_equal() -> None:
     tensors = inputs(2, 19, 23, 64, 5, 2)
-    first = [*run(classify, tensors, torch.float32, (19, 23), 2), *classify_labels(*tensors, (19, 23), (76, 92), True, 2)]
+    first = [
+        *run(classify, tensors, torch.float32, (19, 23), 2),
+        *classify_labels(*tensors, (19, 23), (76, 92), True, 2),
+    ]
     for _ in range(50):
         again = run(classify, tensors, torch.float32, (19, 23), 2)
         again += classify_labels(*tensors, (19, 23), (76, 92), True, 2)
