@@ -44,6 +44,7 @@ class Case:
         tolerance: largest error allowed, relative to the largest magnitude of each tensor.
         bytes_moved: least traffic of the fused form, in bytes.
         operations: arithmetic of the fused form, multiply-adds counted twice.
+        judge: from a variant's results to what is compared with the truth, where they are not the same; not timed.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Case:
     tolerance: float
     bytes_moved: int = 0
     operations: int = 0
+    judge: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _row(
 
 
 def _error(variant: Variant, truth: Sequence[Tensor], case: Case) -> float:
-    results = variant.run()
+    results = case.judge(variant.run())
     if len(results) != len(truth):
         raise WrongResult(f"{case.name}, {variant.name}: {len(results)} results where the definition has {len(truth)}")
     worst = 0.0

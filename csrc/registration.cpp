@@ -1,12 +1,8 @@
-// The one file that knows torch: checks, allocates and hands plain pointers to the kernels.
+// The operators of the pixel pass: checks, allocates and hands plain pointers to the kernels.
 //
 // Only the stable ABI is used (torch 2.10 is the floor), so that one binary serves later versions of torch, and no Python
 // is linked, so that it serves every version of Python. Schemas, fakes and gradients are in d2ls_fast/ops.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
@@ -16,38 +12,17 @@
 
 #include "cpu/isa.h"
 #include "cpu/pass.h"
+#include "tensors.h"
 
 namespace {
 
+using d2ls::dtype_of;
+using d2ls::float_tensor;
+using d2ls::floats;
+using d2ls::mutable_floats;
+using d2ls::parallel;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-void parallel(int64_t count, int64_t grain, const d2ls::Range& body) {
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(begin, end); });
-}
-
-d2ls::Dtype dtype_of(const Tensor& pixels) {
-  switch (pixels.scalar_type()) {
-    case ScalarType::Float:
-      return d2ls::Dtype::f32;
-    case ScalarType::BFloat16:
-      return d2ls::Dtype::bf16;
-    case ScalarType::Half:
-      return d2ls::Dtype::f16;
-    default:
-      STD_TORCH_CHECK(false, "d2ls_fast: the CPU kernels take float32, bfloat16 and float16 pixels");
-  }
-}
-
-const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
-float* mutable_floats(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
-
-// A contiguous float32 tensor of exactly this many elements.
-Tensor float_tensor(const Tensor& tensor, int64_t numel, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.numel() == numel, "d2ls_fast: ", name,
-                  " must be float32 with ", numel, " elements, got ", tensor.numel());
-  return torch::stable::contiguous(tensor);
-}
 
 // The inputs of a pass: checked, contiguous, and kept alive as long as the pointers into them are used.
 class Inputs {

@@ -1,4 +1,5 @@
 // The CPU kernels for x86 with AVX2 and FMA.
+#include "cpu/classify.h"
 #include "cpu/pass.h"
 
 #if defined(__x86_64__)
@@ -20,10 +21,13 @@ namespace avx2 {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/gelu.inc.h"
+#include "cpu/classify.inc.h"
 
 }  // namespace avx2
 
 PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
+ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
 
 }  // namespace d2ls
 

@@ -1,4 +1,5 @@
 // The CPU kernels for x86 with AVX-512 (F, BW, DQ, VL).
+#include "cpu/classify.h"
 #include "cpu/pass.h"
 
 #if defined(__x86_64__)
@@ -19,10 +20,13 @@ namespace avx512 {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/gelu.inc.h"
+#include "cpu/classify.inc.h"
 
 }  // namespace avx512
 
 PassKernels pass_kernels_avx512() { return avx512::pass_kernels(); }
+ClassifyKernels classify_kernels_avx512() { return avx512::classify_kernels(); }
 
 }  // namespace d2ls
 

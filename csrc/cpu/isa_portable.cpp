@@ -1,4 +1,5 @@
 // The CPU kernels for any processor: 128-bit vectors, which SSE2 and NEON both have.
+#include "cpu/classify.h"
 #include "cpu/pass.h"
 
 #define D2LS_LANES 4
@@ -13,9 +14,12 @@ namespace portable {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/gelu.inc.h"
+#include "cpu/classify.inc.h"
 
 }  // namespace portable
 
 PassKernels pass_kernels_portable() { return portable::pass_kernels(); }
+ClassifyKernels classify_kernels_portable() { return portable::classify_kernels(); }
 
 }  // namespace d2ls

@@ -7,6 +7,7 @@ template <int kCount>
 struct VectorOf {
   typedef float Float __attribute__((vector_size(kCount * 4)));
   typedef uint32_t Bits __attribute__((vector_size(kCount * 4)));
+  typedef int32_t Ints __attribute__((vector_size(kCount * 4)));
   typedef float Loose __attribute__((vector_size(kCount * 4), aligned(4), may_alias));
 };
 

@@ -12,7 +12,7 @@ from d2ls_fast.backends.base import Call, Support
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_OPERATORS = ("attend",)
-_CPU_OPERATORS = ("attend", "refine", "refine_attend")
+_CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
 
 
 def _dtype_support(call: Call) -> Support:

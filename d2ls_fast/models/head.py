@@ -98,14 +98,16 @@ class D2LSHead(nn.Module):
             contrastive = self.contrast(initial)
         return D2LSOutput(logits, aux_logits, dictionary, refined, contrastive)
 
-    def predict(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Labels ``[B, H, W]`` (uint8; int16 above 256 classes) and confidence ``[B, H, W]`` float32.
+    def predict(
+        self, features: Sequence[Tensor], size: tuple[int, int], return_confidence: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Labels ``[B, H, W]`` (uint8; int16 above 256 classes) and, if wanted, confidence ``[B, H, W]`` float32.
 
         ``size`` is (H, W), at most four times the finest map's. The full logits are never stored.
         """
         pixels, pixel_pe, grid = self._embed(features)
         dictionary, pixels = self.interaction(pixels, pixel_pe, self._initial_dictionary(features))
-        return self.classifier.predict(pixels, dictionary, grid, size)
+        return self.classifier.predict(pixels, dictionary, grid, size, return_confidence)
 
     def load_official_state_dict(self, source: Mapping[str, Tensor] | str | os.PathLike[str]) -> official.LoadReport:
         """Take the weights of the released implementation; see :func:`d2ls_fast.models.official.load`."""

@@ -75,8 +75,9 @@ class D2LS(nn.Module):
         """
         height, width = images.shape[-2:]
         with _evaluating(self), torch.no_grad():
-            labels, confidence = self.head.predict(self.backbone(self._padded(images)), (height, width))
-        return (labels, confidence) if return_confidence else labels
+            features = self.backbone(self._padded(images))
+            labels, confidence = self.head.predict(features, (height, width), return_confidence)
+        return labels if confidence is None else (labels, confidence)
 
     def _padded(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.backbone.in_chans:
