@@ -14,6 +14,7 @@ from ._refine_tiles import (
     head_rows,
     head_softmax_backward,
     load_bias,
+    load_columns,
     load_vector,
     normalise,
 )
@@ -53,7 +54,7 @@ def refine_grad_total(
     key_bias += batch * num_rows
     rows, in_head = head_rows(0, heads, entries, BLOCK_J, PADDED)
     k = load_tile(key, rows, num_rows, columns, C)
-    v = load_tile(value, rows, num_rows, columns, C)
+    value_t = load_columns(value, rows, num_rows, columns, C)
     c = load_bias(key_bias, rows, in_head, num_rows)
     if ATTEND:
         j = tl.arange(0, BLOCK_Q)
@@ -74,7 +75,7 @@ def refine_grad_total(
         p = load_tile(pe + start, n, n_left, columns, C)
         total = tl.trans(x).to(tl.float32) + load_vector(out_bias, columns, C)
         total = add_update(
-            total, positioned(x, p), key, value, key_bias, k, v, c, heads, entries,
+            total, positioned(x, p), key, value, key_bias, k, value_t, c, heads, entries,
             C, ONE_BLOCK, BLOCK_J, BLOCK_N, BLOCK_C, PADDED, PRECISION,
         )  # fmt: skip
         normal, inverse_sigma = normalise(total, columns, eps, C)

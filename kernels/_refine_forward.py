@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._refine_tiles import add_update, head_rows, load_bias, load_vector, normalise
+from ._refine_tiles import add_update, head_rows, load_bias, load_columns, load_vector, normalise
 from ._tiles import LOG2E, load_tile, positioned, product, store_tile
 
 
@@ -36,7 +36,7 @@ def refine_chunk(
     key_bias += batch * num_rows
     rows, in_head = head_rows(0, heads, entries, BLOCK_J, PADDED)
     k = load_tile(key, rows, num_rows, columns, C)
-    v = load_tile(value, rows, num_rows, columns, C)
+    value_t = load_columns(value, rows, num_rows, columns, C)
     c = load_bias(key_bias, rows, in_head, num_rows)
     if ATTEND:
         j = tl.arange(0, BLOCK_Q)
@@ -55,7 +55,7 @@ def refine_chunk(
         p = load_tile(pe + start, n, n_left, columns, C)
         total = tl.trans(x).to(tl.float32) + load_vector(out_bias, columns, C)
         total = add_update(
-            total, positioned(x, p), key, value, key_bias, k, v, c, heads, entries,
+            total, positioned(x, p), key, value, key_bias, k, value_t, c, heads, entries,
             C, ONE_BLOCK, BLOCK_J, BLOCK_N, BLOCK_C, PADDED, PRECISION,
         )  # fmt: skip
         normal, _ = normalise(total, columns, eps, C)

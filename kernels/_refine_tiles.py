@@ -26,6 +26,13 @@ def head_rows(j0, heads, entries, BLOCK_J: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
+def load_columns(base, rows, row_limit, columns, C: tl.constexpr):
+    """``load_tile`` transposed, [columns, rows]: ready as a left factor, which Triton keeps in shared memory over a loop."""
+    mask = (rows[None, :] < row_limit) & (columns[:, None] < C)
+    return tl.load(base + rows[None, :] * C + columns[:, None], mask=mask, other=0.0)
+
+
+@triton.jit
 def load_bias(bias, rows, in_head, num_rows):
     """Key bias of a block: -inf in the padded places of a head; 0 in padded heads, whose values and gradients are 0."""
     return tl.load(bias + rows, mask=rows < num_rows, other=tl.where(in_head, float("-inf"), 0.0))
@@ -58,14 +65,14 @@ def entry_weights(
 
 @triton.jit
 def add_update(
-    total, y, key, value, bias, k, v, c, heads, entries,
+    total, y, key, value, bias, k, value_t, c, heads, entries,
     C: tl.constexpr, ONE_BLOCK: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """total [BLOCK_C, BLOCK_N] + value^T A; with ONE_BLOCK k, v, c are the loaded key, value and bias."""
+    """total [BLOCK_C, BLOCK_N] + value^T A; with ONE_BLOCK k, value_t, c are the loaded key, value^T and bias."""
     if ONE_BLOCK:
         weights = entry_weights(k, c, y, BLOCK_J, BLOCK_N, PADDED, PRECISION)
-        total = product(tl.trans(v), weights.to(y.dtype), total, PRECISION)
+        total = product(value_t, weights.to(y.dtype), total, PRECISION)
     else:
         columns = tl.arange(0, BLOCK_C)
         num_rows = heads * entries
@@ -75,8 +82,8 @@ def add_update(
             weights = entry_weights(
                 block, load_bias(bias, rows, in_head, num_rows), y, BLOCK_J, BLOCK_N, PADDED, PRECISION
             )
-            block = load_tile(value, rows, num_rows, columns, C)
-            total = product(tl.trans(block), weights.to(y.dtype), total, PRECISION)
+            block = load_columns(value, rows, num_rows, columns, C)
+            total = product(block, weights.to(y.dtype), total, PRECISION)
     return total
 
 
