@@ -44,7 +44,7 @@ def sum_partials(partials: Tensor, dtype: torch.dtype, groups: int, parts: int) 
 
 
 def merge_context(part_context: Tensor, part_max: Tensor, part_sum: Tensor) -> tuple[Tensor, Tensor]:
-    """Context [B, J, C] and log-sum-exp [B, J] from the running softmax of every chunk: [B, chunks, J, C], [B, chunks, J]."""
+    """Context [B, J, C] and log-sum-exp [B, J] from the chunks' running softmax: [B, chunks, J, C], [B, chunks, J]."""
     batch, chunks, rows, channels = part_context.shape
     context = torch.empty(batch, rows, channels, dtype=torch.float32, device=part_context.device)
     lse = torch.empty(batch, rows, dtype=torch.float32, device=part_context.device)

@@ -69,7 +69,7 @@ def refine_chunk(
             scores = tl.where(n[None, :] < n_left, scores, float("-inf"))
             new_max = tl.maximum(running_max, tl.max(scores, 1))
             rescale = tl.exp2((running_max - new_max) * LOG2E)
-            # Summed as rounded for the product, so that the context is a true mean and delta of the backward pass agrees.
+            # Summed as rounded for the product, so that the context is a true mean and the backward's delta agrees.
             probs = tl.exp2((scores - new_max[:, None]) * LOG2E).to(x.dtype)
             running_sum = running_sum * rescale + tl.sum(probs.to(tl.float32), 1)
             context = product(probs, x, context * rescale[:, None], PRECISION)

@@ -27,7 +27,7 @@ def head_rows(j0, heads, entries, BLOCK_J: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def load_columns(base, rows, row_limit, columns, C: tl.constexpr):
-    """``load_tile`` transposed, [columns, rows]: ready as a left factor, which Triton keeps in shared memory over a loop."""
+    """``load_tile`` transposed, [columns, rows]: a left factor that Triton keeps in shared memory over a loop."""
     mask = (rows[None, :] < row_limit) & (columns[:, None] < C)
     return tl.load(base + rows[None, :] * C + columns[:, None], mask=mask, other=0.0)
 

@@ -82,11 +82,9 @@ _REFINE = {
 _REFINE_LARGE = {
     **_REFINE,
     ("refine", "half"): RefineTile(64, 32, 8, 2),
-    ("refine_attend", "half"): RefineTile(64, 32, 8, 2),
-    ("refine_grad_total", "half"): RefineTile(64, 32, 8, 2),
-    ("refine_attend_grad_total", "half"): RefineTile(64, 32, 8, 2),
-    ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 2),
-    ("refine_grad_pixels", "half"): RefineTile(64, 32, 8, 1),
+    ("refine_grad_total", "half"): RefineTile(64, 16, 8, 1),
+    ("refine_grad_rows", "half"): RefineTile(32, 32, 8, 1),
+    ("refine_grad_pixels", "half"): RefineTile(32, 32, 8, 1),
 }
 
 ARCHITECTURES = {
@@ -110,7 +108,7 @@ ARCHITECTURES = {
             ("grad_pixels", "half"): TileConfig(64, 64, 64, 4, 2),
             ("grad_query", "half"): TileConfig(32, 256, 256, 4, 2),
         },
-        refine=_REFINE_LARGE,
+        refine={**_REFINE_LARGE, ("refine_grad_pixels", "half"): RefineTile(64, 16, 8, 1)},
     ),
     "sm_100": Architecture(
         programs=296,
@@ -121,9 +119,19 @@ ARCHITECTURES = {
             ("grad_pixels", "half"): TileConfig(64, 64, 128, 8, 2),
             ("grad_query", "half"): TileConfig(32, 256, 256, 8, 2),
         },
-        refine=_REFINE_LARGE,
+        refine={
+            **_REFINE_LARGE,
+            ("refine_attend", "half"): RefineTile(64, 16, 8, 1),
+            ("refine_grad_total", "half"): RefineTile(64, 32, 8, 1),
+            ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 1),
+        },
     ),
-    "gfx942": Architecture(programs=304, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE),
+    "gfx942": Architecture(
+        programs=304,
+        shared_bytes=64 * 1024,
+        tiles=_SMALL,
+        refine={**_REFINE, ("refine_grad_rows", "half"): RefineTile(16, 16, 8, 1)},
+    ),
     # Any other GPU: sized for 64 KiB of shared memory.
     "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE),
 }

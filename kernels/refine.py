@@ -15,7 +15,7 @@ Nothing of size N x J is stored. Sums over the pixels go to per-chunk partial re
 order, without atomics: results repeat bit for bit. Softmax, norm and sums are float32; products take their factors
 in the pixels' dtype.
 
-Shapes: B, N >= 1 are free, C is a multiple of 16 from 16 to 1024, a head has at most 64 entries (see ``supports``).
+Shapes: B, N >= 1 are free, C is a multiple of 16 from 16 to 1024, a head has at most 64 entries (see ``why_not``).
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def refine_forward(inputs: Inputs, num_heads: int, eps: float) -> Tensor:
 
 
 class Attended(NamedTuple):
-    """What the gradient through attend needs: its query, log-sum-exp, and gradients (delta = G . context - grad_lse)."""
+    """What the gradient through attend needs; delta = grad_context . context - grad_lse."""
 
     query: Tensor
     lse: Tensor
@@ -168,9 +168,7 @@ class Attended(NamedTuple):
     delta: Tensor
 
 
-def refine_backward(
-    inputs: Inputs, grad_refined: Tensor, num_heads: int, eps: float, need_pe_grad: bool
-) -> Gradients:
+def refine_backward(inputs: Inputs, grad_refined: Tensor, num_heads: int, eps: float, need_pe_grad: bool) -> Gradients:
     """Gradients of ``refine_forward`` for ``grad_refined``, [B, N, C] in the dtype of pixels.
 
     Raises:

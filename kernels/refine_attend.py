@@ -40,9 +40,7 @@ def _fused(kernel: str, inputs: Inputs, query: Tensor, num_heads: int) -> dict[s
     return options(kernel, inputs, num_heads)
 
 
-def refine_attend_forward(
-    inputs: Inputs, query: Tensor, num_heads: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def refine_attend_forward(inputs: Inputs, query: Tensor, num_heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``refine_forward``, then ``attend_forward`` of query [B, J', C] on its result.
 
     Returns:

@@ -220,9 +220,8 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
         gradients, grad_query = kernel.refine_attend_backward(
             inputs, query, context, log_sum_exp, grad_refined, grad_context, grad_log_sum_exp, *options
         )
-    if gradients.pixel_pe is None:
-        gradients = gradients._replace(pixel_pe=inputs.pixel_pe.new_empty((0,)))
-    return (*gradients, grad_query)
+    nothing = inputs.pixels.new_empty((0,))
+    return (*(nothing if gradient is None else gradient for gradient in gradients), grad_query)
 
 
 def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
