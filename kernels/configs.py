@@ -1,7 +1,8 @@
 """Tile sizes the Triton kernels ship with, as data: one table per architecture and a safe one for all others.
 
-Nothing is tuned at first use. The sizes are those that compile ahead of time without register spills and within the
-architecture's shared memory at C = 256 and 64 query rows (``benchmarks/triton_resources.py`` checks every entry).
+Nothing is tuned at first use. The sizes are those that compile ahead of time within the architecture's shared memory
+and, for 16-bit inputs at C = 256, without register spills (``benchmarks/triton_resources.py`` checks every entry).
+The fused passes of refine_attend have entries only where they do not spill.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ _REFINE = {
     for kernel in REFINE_KERNELS
     for kind, block_j, block_n in (("half", 16, 32), ("wide", 16, 16), ("tf32", 16, 16), ("ieee", 16, 16))
 }
+# Exact float32 products of two factors with all channels: eight pixels, to stay within 64 KiB of shared memory.
+_REFINE |= {(kernel, "ieee"): RefineTile(16, 8, 8, 1) for kernel in ("refine_grad_rows", "refine_grad_pixels")}
 _REFINE_LARGE = {
     **_REFINE,
     ("refine", "half"): RefineTile(64, 32, 8, 2),
@@ -130,7 +133,12 @@ ARCHITECTURES = {
         programs=304,
         shared_bytes=64 * 1024,
         tiles=_SMALL,
-        refine={**_REFINE, ("refine_grad_rows", "half"): RefineTile(16, 16, 8, 1)},
+        refine={
+            **_REFINE,
+            ("refine_grad_rows", "half"): RefineTile(16, 16, 8, 1),
+            ("refine_grad_rows", "ieee"): RefineTile(16, 16, 8, 1),
+            ("refine_grad_pixels", "ieee"): RefineTile(16, 16, 8, 1),
+        },
     ),
     # Any other GPU: sized for 64 KiB of shared memory.
     "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE),
