@@ -1,8 +1,10 @@
-"""Compile every shipped Triton configuration of ``attend`` ahead of time, without a GPU, and report what it takes.
+"""Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel at C = 256 and 64 query rows (the whole table of ``kernels/configs.py``).
-Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them spills or does not fit.
+and matrix instructions of every kernel of ``attend``, ``refine`` and ``refine_attend`` at C = 256 (512 where wide), 64
+query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``).
+Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
+``half``) spills.
 
     python benchmarks/triton_resources.py [--output FOLDER]
 """
@@ -17,13 +19,14 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from d2ls_fast.files import replacing
-from d2ls_fast.kernels import _attend_backward, _attend_forward, configs
+from d2ls_fast.kernels import _attend_backward, _attend_forward, _refine_backward, _refine_forward, configs
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,10 +40,22 @@ FUNCTIONS = {
     "grad_pixels": _attend_backward.attend_grad_pixels,
     "grad_query": _attend_backward.attend_grad_query,
 }
-TYPED = {"pixels", "pe", "query", "grad", "grad_pixels", "grad_pe"}
-COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk"}
+REFINE_FUNCTIONS = {
+    "refine": _refine_forward.refine_chunk,
+    "refine_attend": _refine_forward.refine_chunk,
+    "refine_grad_total": _refine_backward.refine_grad_total,
+    "refine_attend_grad_total": _refine_backward.refine_grad_total,
+    "refine_grad_rows": _refine_backward.refine_grad_rows,
+    "refine_grad_pixels": _refine_backward.refine_grad_pixels,
+}
+TYPED = {
+    "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
+    "key", "value", "refined", "grad_refined", "grad_total",
+}  # fmt: skip
+COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
+HEADS, ENTRIES = 8, 7
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,34 @@ def _read_amd(assembly: str) -> tuple[int, int, dict[str, int]]:
     return int(registers[1]), int(stack[1]), _count(r"\b(v_mfma)", assembly)
 
 
+def _compile(
+    name: str, function: Any, kind: str, constants: dict[str, Any], tile: configs.TileConfig | configs.RefineTile
+) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """((registers, stack, shared memory), matrix instructions) of one kernel compiled for one target."""
+    element = "fp32" if kind in ("tf32", "ieee") else "bf16"
+    signature, attributes = {}, {}
+    for index, argument in enumerate(function.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in COUNTS:
+            signature[argument] = "i32"
+        elif argument == "eps":
+            signature[argument] = "fp32"
+        else:
+            signature[argument] = "*" + (element if argument in TYPED else "fp32")
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(function, signature, constants, attributes),
+        target=TARGETS[name],
+        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True},
+    )
+    if TARGETS[name].backend == "hip":
+        registers, stack, instructions = _read_amd(compiled.asm["amdgcn"])
+    else:
+        registers, stack, instructions = _read_nvidia(compiled.asm["cubin"])
+    return (registers, stack, compiled.metadata.shared), instructions
+
+
 def compile_one(
     name: str, kernel: str, kind: str, channels: int = 256, one_block: bool = True, need_pe: bool = False
 ) -> Resources:
@@ -114,29 +157,31 @@ def compile_one(
     }
     if kernel == "grad_pixels":
         constants |= {"NEED_PE": need_pe, "ONE_BLOCK": one_block}
-    element = "fp32" if kind in ("tf32", "ieee") else "bf16"
-    signature, attributes = {}, {}
-    for index, argument in enumerate(function.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument in COUNTS:
-            signature[argument] = "i32"
-        else:
-            signature[argument] = "*" + (element if argument in TYPED else "fp32")
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
-        ASTSource(function, signature, constants, attributes),
-        target=TARGETS[name],
-        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True},
-    )
-    if TARGETS[name].backend == "hip":
-        registers, stack, instructions = _read_amd(compiled.asm["amdgcn"])
-    else:
-        registers, stack, instructions = _read_nvidia(compiled.asm["cubin"])
+    usage, instructions = _compile(name, function, kind, constants, tile)
     variant = f"{'one block' if one_block else 'blocks'}{', pe' if need_pe else ''}" if kernel == "grad_pixels" else ""
     return Resources(
         name, kernel, kind, channels, variant, "x".join(str(size) for size in blocks.values()), tile.num_warps,
-        tile.num_stages, registers, stack, compiled.metadata.shared, table.shared_bytes, instructions,
+        tile.num_stages, *usage, table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
+def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_pe: bool = False) -> Resources:
+    """``compile_one`` for a kernel of refine or refine_attend."""
+    function, table = REFINE_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    tile = table.refine[kernel, kind]
+    blocks = configs.refine_blocks(tile, channels, HEADS, ENTRIES)
+    one_block = HEADS * blocks["PADDED"] <= blocks["BLOCK_J"]
+    flags = {
+        "C": channels, "PE_SHARED": True, "ATTEND": kernel in configs.FUSED_KERNELS, "ONE_BLOCK": one_block,
+        "WITH_PIXELS": one_block, "NEED_PE": need_pe, "ADD_PE": False, "BLOCK_Q": ROWS, **blocks,
+        "PRECISION": "tf32" if kind == "tf32" else "ieee",
+    }  # fmt: skip
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, kind, constants, tile)
+    variant = f"{'one block' if one_block else 'blocks'}{', pe' if need_pe else ''}"
+    return Resources(
+        name, kernel, kind, channels, variant, "x".join(str(blocks[f"BLOCK_{axis}"]) for axis in "JNC"), tile.num_warps,
+        tile.num_stages, *usage, table.shared_bytes, instructions,
     )  # fmt: skip
 
 
@@ -151,15 +196,21 @@ def compile_all() -> list[Resources]:
             for one_block, need_pe in variants:
                 channels = 512 if kind == "wide" else 256
                 rows.append(compile_one(name, kernel, kind, channels, one_block, need_pe))
+        for kernel, kind in configs.ARCHITECTURES[name].refine:
+            channels = 512 if kind == "wide" else 256
+            rows.append(compile_refine(name, kernel, kind, channels))
+            if "NEED_PE" in REFINE_FUNCTIONS[kernel].arg_names and kernel != "refine_grad_total":
+                rows.append(compile_refine(name, kernel, kind, channels, need_pe=True))
     return rows
 
 
 def table(rows: list[Resources]) -> str:
     """The report as Markdown."""
     lines = [
-        "# Triton `attend`: resources of every shipped configuration",
+        "# Triton kernels: resources of every shipped configuration",
         "",
-        f"Compiled ahead of time with Triton {triton.__version__}, {ROWS} query rows. Block: J x N x C x V. "
+        f"Compiled ahead of time with Triton {triton.__version__}, {ROWS} query rows, refine with {HEADS} heads "
+        f"of {ENTRIES} entries. Block: J x N x C (x V). "
         "Registers and stack (spills, bytes) a thread, shared memory in KiB a program.",
         "",
         "| architecture | kernel | kind | C | variant | block | warps | stages | registers | stack | shared "
@@ -188,10 +239,11 @@ def main() -> int:
         with replacing(folder / name) as path:
             path.write_text(text, encoding="utf-8")
     problems = [row for row in rows if row.problem]
+    grave = [row for row in problems if row.kind == "half" or row.shared > row.shared_limit]
     for row in problems:
         print(f"{row.architecture} {row.kernel} {row.kind} {row.variant}: {row.problem}", file=sys.stderr)
     print(f"{len(rows)} configurations, {len(problems)} with problems: {folder / 'triton_resources.md'}")
-    return 1 if problems else 0
+    return 1 if grave else 0
 
 
 if __name__ == "__main__":

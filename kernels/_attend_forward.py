@@ -60,9 +60,10 @@ def attend_chunk(
         # Every tile holds at least one pixel, so the new maximum is finite and the first rescale is exp2(-inf) = 0.
         new_max = tl.maximum(running_max, tl.max(scores, 1))
         rescale = tl.exp2((running_max - new_max) * LOG2E)
-        probs = tl.exp2((scores - new_max[:, None]) * LOG2E)
-        running_sum = running_sum * rescale + tl.sum(probs, 1)
-        context = product(probs.to(x.dtype), x, context * rescale[:, None], PRECISION)
+        # Summed as rounded for the product, so that the context is a true mean and delta of the backward pass agrees.
+        probs = tl.exp2((scores - new_max[:, None]) * LOG2E).to(x.dtype)
+        running_sum = running_sum * rescale + tl.sum(probs.to(tl.float32), 1)
+        context = product(probs, x, context * rescale[:, None], PRECISION)
         running_max = new_max
 
     part = (batch * chunks + chunk) * num_rows + j0

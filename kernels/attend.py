@@ -21,7 +21,6 @@ a tile of pixels is then one contiguous block read in 16-byte words, which no st
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,10 +29,8 @@ from torch import Tensor
 
 from . import configs
 from ._attend_backward import attend_grad_pixels, attend_grad_query
-from ._attend_forward import attend_chunk, merge_chunks
-from ._tiles import sum_parts
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from ._attend_forward import attend_chunk
+from ._launch import DTYPES, merge_context, on_device, shared_encoding, sum_partials, tf32_allowed
 
 
 def _check(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> None:
@@ -55,27 +52,10 @@ def _check(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> None:
         )
 
 
-def _shared_encoding(pixel_pe: Tensor) -> tuple[Tensor, bool]:
-    """(contiguous encoding, read by all images alike); one expanded over the batch is not copied out."""
-    if pixel_pe.dim() == 3 and (pixel_pe.shape[0] == 1 or pixel_pe.stride(0) == 0):
-        pixel_pe = pixel_pe[0]
-    return pixel_pe.contiguous(), pixel_pe.dim() == 2
-
-
-def _tf32_allowed() -> bool:
-    # Not get_float32_matmul_precision(), which raises once a program has used this setting.
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def _options(name: str, pixels: Tensor, rows: int) -> tuple[dict[str, Any], int]:
     """Compile-time arguments and launch options of one kernel, and how many programs fill the device."""
     channels = pixels.shape[-1]
-    tf32 = pixels.dtype == torch.float32 and _tf32_allowed()
+    tf32 = pixels.dtype == torch.float32 and tf32_allowed()
     table = configs.architecture(pixels.device)
     tile = table.tiles[name, configs.kind(pixels.dtype, channels, tf32)]
     options: dict[str, Any] = {
@@ -110,7 +90,7 @@ def attend_forward(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Ten
     """
     _check(pixels, pixel_pe, query)
     pixels, query = pixels.contiguous(), query.contiguous()
-    pe, pe_shared = _shared_encoding(pixel_pe)
+    pe, pe_shared = shared_encoding(pixel_pe)
     (batch, num_pixels, channels), rows = pixels.shape, query.shape[1]
     options, programs = _options("forward", pixels, rows)
     groups = _groups(batch, rows, options)
@@ -120,27 +100,13 @@ def attend_forward(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Ten
     part_context = torch.empty(batch, chunks, rows, channels, **scratch)
     part_max = torch.empty(batch, chunks, rows, **scratch)
     part_sum = torch.empty(batch, chunks, rows, **scratch)
-    context = torch.empty(batch, rows, channels, **scratch)
-    lse = torch.empty(batch, rows, **scratch)
-    with _on(pixels.device):
+    with on_device(pixels.device):
         attend_chunk[(groups * chunks,)](
             pixels, pe, query, part_context, part_max, part_sum, num_pixels, rows, chunks, tiles_per_chunk,
             PE_SHARED=pe_shared, **options,
         )  # fmt: skip
-        merge_chunks[(batch * rows,)](
-            part_context, part_max, part_sum, context, lse, rows, chunks,
-            C=channels, BLOCK_C=configs.power_of_two(channels), BLOCK_PARTS=4, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+        context, lse = merge_context(part_context, part_max, part_sum)
     return context, lse
-
-
-def _sum(partials: Tensor, dtype: torch.dtype, groups: int, parts: int) -> Tensor:
-    """[groups * parts * size] float32 -> [groups, size] in dtype, summed in order."""
-    size = partials.numel() // (groups * parts)
-    out = torch.empty(groups, size, dtype=dtype, device=partials.device)
-    block = 1024
-    sum_parts[(groups * triton.cdiv(size, block),)](partials, out, parts, size, BLOCK=block, enable_fp_fusion=True)
-    return out
 
 
 def attend_backward(
@@ -169,7 +135,7 @@ def attend_backward(
     """
     _check(pixels, pixel_pe, query)
     pixels, query, lse = pixels.contiguous(), query.contiguous(), lse.float().contiguous()
-    pe, pe_shared = _shared_encoding(pixel_pe)
+    pe, pe_shared = shared_encoding(pixel_pe)
     (batch, num_pixels, channels), rows = pixels.shape, query.shape[1]
     grad = grad_context.to(pixels.dtype).contiguous()
     # From the rounded gradient, as the kernels use it: the rows of dS then still sum to grad_lse.
@@ -189,7 +155,7 @@ def attend_backward(
     if need_pe_grad:
         grad_pe = torch.empty(pixels.shape, dtype=torch.float32 if sum_batch else pixels.dtype, device=pixels.device)
     part_query = torch.empty(batch, chunks, rows, channels, dtype=torch.float32, device=pixels.device)
-    with _on(pixels.device):
+    with on_device(pixels.device):
         attend_grad_pixels[(batch * triton.cdiv(num_pixels, by_pixels["BLOCK_N"]) * slices,)](
             pixels, pe, query, grad, lse, delta, grad_pixels, grad_pe, num_pixels, rows,
             PE_SHARED=pe_shared, NEED_PE=need_pe_grad, ONE_BLOCK=one_block, **by_pixels,
@@ -198,9 +164,9 @@ def attend_backward(
             pixels, pe, query, grad, lse, delta, part_query, num_pixels, rows, chunks, tiles_per_chunk,
             PE_SHARED=pe_shared, **by_query,
         )  # fmt: skip
-        grad_query = _sum(part_query, query.dtype, batch, chunks)
+        grad_query = sum_partials(part_query, query.dtype, batch, chunks)
         if grad_pe is not None and sum_batch:
-            grad_pe = _sum(grad_pe, pixels.dtype, 1, batch)
+            grad_pe = sum_partials(grad_pe, pixels.dtype, 1, batch)
     if grad_pe is not None:
         grad_pe = grad_pe.view(pixel_pe.shape)
     return grad_pixels, grad_pe, grad_query.view(query.shape)

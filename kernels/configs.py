@@ -1,7 +1,8 @@
 """Tile sizes the Triton kernels ship with, as data: one table per architecture and a safe one for all others.
 
-Nothing is tuned at first use. The sizes are those that compile ahead of time without register spills and within the
-architecture's shared memory at C = 256 and 64 query rows (``benchmarks/triton_resources.py`` checks every entry).
+Nothing is tuned at first use. The sizes are those that compile ahead of time within the architecture's shared memory
+and, for 16-bit inputs at C = 256, without register spills (``benchmarks/triton_resources.py`` checks every entry).
+The fused passes of refine_attend have entries only where they do not spill.
 """
 
 from __future__ import annotations
@@ -27,15 +28,32 @@ class TileConfig:
 
 
 @dataclass(frozen=True)
+class RefineTile:
+    """Tile of a refine kernel: rows of key and value in a block (more where one head has more), pixels of a tile.
+
+    All channels of the tile are on chip, for the norm.
+    """
+
+    block_j: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The tiles of one architecture, and what it has: shared memory [bytes] and how many programs fill it."""
 
     programs: int
     shared_bytes: int
     tiles: dict[tuple[str, str], TileConfig]
+    refine: dict[tuple[str, str], RefineTile]
 
 
 KERNELS = ("forward", "grad_pixels", "grad_query")
+REFINE_KERNELS = ("refine", "refine_grad_total", "refine_grad_rows", "refine_grad_pixels")
+# With attend in the same pass: only where the table has them, and otherwise as two passes.
+FUSED_KERNELS = ("refine_attend", "refine_attend_grad_total")
 # half: bfloat16 and float16, up to 256 channels; wide: the same beyond; tf32 and ieee: float32 products.
 KINDS = ("half", "wide", "tf32", "ieee")
 
@@ -57,6 +75,21 @@ _SMALL = {
     **_IEEE,
 }
 
+_REFINE = {
+    (kernel, kind): RefineTile(block_j, block_n, 8, 1)
+    for kernel in REFINE_KERNELS
+    for kind, block_j, block_n in (("half", 16, 32), ("wide", 16, 16), ("tf32", 16, 16), ("ieee", 16, 16))
+}
+# Exact float32 products of two factors with all channels: eight pixels, to stay within 64 KiB of shared memory.
+_REFINE |= {(kernel, "ieee"): RefineTile(16, 8, 8, 1) for kernel in ("refine_grad_rows", "refine_grad_pixels")}
+_REFINE_LARGE = {
+    **_REFINE,
+    ("refine", "half"): RefineTile(64, 32, 8, 2),
+    ("refine_grad_total", "half"): RefineTile(64, 16, 8, 1),
+    ("refine_grad_rows", "half"): RefineTile(32, 32, 8, 1),
+    ("refine_grad_pixels", "half"): RefineTile(32, 32, 8, 1),
+}
+
 ARCHITECTURES = {
     "sm_80": Architecture(
         programs=216,
@@ -66,6 +99,7 @@ ARCHITECTURES = {
             ("forward", "half"): TileConfig(32, 256, 256, 8, 3),
             ("grad_query", "half"): TileConfig(32, 256, 256, 8, 2),
         },
+        refine=_REFINE_LARGE,
     ),
     "sm_90": Architecture(
         programs=264,
@@ -77,6 +111,7 @@ ARCHITECTURES = {
             ("grad_pixels", "half"): TileConfig(64, 64, 64, 4, 2),
             ("grad_query", "half"): TileConfig(32, 256, 256, 4, 2),
         },
+        refine={**_REFINE_LARGE, ("refine_grad_pixels", "half"): RefineTile(64, 16, 8, 1)},
     ),
     "sm_100": Architecture(
         programs=296,
@@ -87,10 +122,26 @@ ARCHITECTURES = {
             ("grad_pixels", "half"): TileConfig(64, 64, 128, 8, 2),
             ("grad_query", "half"): TileConfig(32, 256, 256, 8, 2),
         },
+        refine={
+            **_REFINE_LARGE,
+            ("refine_attend", "half"): RefineTile(64, 16, 8, 1),
+            ("refine_grad_total", "half"): RefineTile(64, 32, 8, 1),
+            ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 1),
+        },
     ),
-    "gfx942": Architecture(programs=304, shared_bytes=64 * 1024, tiles=_SMALL),
+    "gfx942": Architecture(
+        programs=304,
+        shared_bytes=64 * 1024,
+        tiles=_SMALL,
+        refine={
+            **_REFINE,
+            ("refine_grad_rows", "half"): RefineTile(16, 16, 8, 1),
+            ("refine_grad_rows", "ieee"): RefineTile(16, 16, 8, 1),
+            ("refine_grad_pixels", "ieee"): RefineTile(16, 16, 8, 1),
+        },
+    ),
     # Any other GPU: sized for 64 KiB of shared memory.
-    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL),
+    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE),
 }
 
 
@@ -126,6 +177,17 @@ def block_sizes(tile: TileConfig, channels: int, rows: int) -> dict[str, int]:
         "BLOCK_N": tile.block_n,
         "BLOCK_C": min(tile.block_c, padded),
         "BLOCK_V": min(tile.block_v, padded),
+    }
+
+
+def refine_blocks(tile: RefineTile, channels: int, heads: int, entries: int) -> dict[str, int]:
+    """Compile-time block sizes of the refine kernels: blocks of rows hold whole heads, padded to a power of two."""
+    padded = power_of_two(entries)
+    return {
+        "BLOCK_J": max(16, padded, min(tile.block_j, power_of_two(heads * padded))),
+        "BLOCK_N": tile.block_n,
+        "BLOCK_C": power_of_two(channels),
+        "PADDED": padded,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,11 +50,13 @@ def refine_attend(
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
     check_rows("refine_attend", "query", query, pixels)
-    if select("refine_attend", pixels) in ("reference", "torch"):
+    name = select("refine_attend", pixels)
+    if name in ("reference", "torch"):
         # Each half by its own best back end: there may be a kernel for one of them.
         refined = refine(*arguments, num_heads, eps)
         return (refined, *attend(refined, pixel_pe, query))
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.refine_attend(*arguments, query, num_heads, eps)
+    operator = torch.ops.d2ls_fast.refine_attend_triton if name == "triton" else torch.ops.d2ls_fast.refine_attend
+    result: tuple[Tensor, Tensor, Tensor] = operator(*arguments, query, num_heads, eps)
     return result
 
 
@@ -191,52 +195,99 @@ def _save_refine_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.save_for_backward(*tensors, *output[1:])
 
 
-def _gradients(ctx: Any, query: Tensor | None, saved: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
-    need_pe_grad = ctx.needs_input_grad[1]
-    inputs = ctx.saved_tensors[:8]
-    gradients = list(
-        torch.ops.d2ls_fast.refine_attend_backward(*inputs, query, *saved, *grads, ctx.num_heads, ctx.eps, need_pe_grad)
+def _triton_refine(*arguments: Any) -> Tensor:
+    from d2ls_fast.kernels import refine as kernel  # imported at the first call: it imports triton
+
+    *tensors, num_heads, eps = arguments
+    return kernel.refine_forward(kernel.Inputs(*tensors), num_heads, eps)
+
+
+def _triton_refine_attend(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from d2ls_fast.kernels import refine_attend as kernel
+
+    *tensors, query, num_heads, eps = arguments
+    return kernel.refine_attend_forward(kernel.Inputs(*tensors), query, num_heads, eps)
+
+
+def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from d2ls_fast.kernels import refine_attend as kernel
+
+    inputs = kernel.Inputs(*arguments[:8])
+    query, context, log_sum_exp, grad_refined, grad_context, grad_log_sum_exp, *options = arguments[8:]
+    if query is None:
+        gradients, grad_query = kernel.refine_backward(inputs, grad_refined, *options), inputs.pixels.new_empty((0,))
+    else:
+        gradients, grad_query = kernel.refine_attend_backward(
+            inputs, query, context, log_sum_exp, grad_refined, grad_context, grad_log_sum_exp, *options
+        )
+    nothing = inputs.pixels.new_empty((0,))
+    return (*(nothing if gradient is None else gradient for gradient in gradients), grad_query)
+
+
+def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The Triton kernel, or plain PyTorch for shapes it does not take (a forced back end refuses those instead)."""
+
+    def either(*arguments: Any) -> Any:
+        from d2ls_fast.kernels.refine import why_not
+
+        # num_heads is the first number after the tensors, here and in the backward operator.
+        num_heads = next(a for a in arguments if isinstance(a, int))
+        return (plain if why_not(arguments[0], arguments[2], num_heads) else kernel)(*arguments)
+
+    return either
+
+
+def _register(suffix: str, cpu: tuple[Any, Any, Any], cuda: tuple[Any, Any, Any]) -> None:
+    """refine, refine_attend and their common backward operator: three kernels (or Nones) for each device."""
+    refine_name, both_name = f"refine{suffix}", f"refine_attend{suffix}"
+    define(
+        refine_name,
+        f"({_ARGUMENTS}, int num_heads, float eps) -> Tensor",
+        fake=_fake_refine,
+        cpu=cpu[0],
+        cuda=cuda[0],
     )
-    if not need_pe_grad:
-        gradients[1] = None
-    return gradients
+    define(
+        both_name,
+        f"({_ARGUMENTS}, Tensor query, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
+        fake=_fake_refine_attend,
+        cpu=cpu[1],
+        cuda=cuda[1],
+    )
+    define(f"{both_name}_backward", _BACKWARD, fake=_fake_backward, cpu=cpu[2], cuda=cuda[2])
+    backward_operator = getattr(torch.ops.d2ls_fast, f"{both_name}_backward")
+
+    def gradients(ctx: Any, query: Tensor | None, saved: tuple[Any, ...], grads: tuple[Any, ...]) -> list[Any]:
+        need_pe_grad = ctx.needs_input_grad[1]
+        inputs = ctx.saved_tensors[:8]
+        result = list(backward_operator(*inputs, query, *saved, *grads, ctx.num_heads, ctx.eps, need_pe_grad))
+        if not need_pe_grad:
+            result[1] = None
+        return result
+
+    def refine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return (*gradients(ctx, None, (None, None), (grad, None, None))[:8], None, None)
+
+    def both_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        query, context, log_sum_exp = ctx.saved_tensors[8:]
+        return (*gradients(ctx, query, (context, log_sum_exp), grads), None, None)
+
+    for name, backward, save in (
+        (refine_name, refine_backward, _save_refine),
+        (both_name, both_backward, _save_refine_attend),
+    ):
+        torch.library.register_autograd(f"d2ls_fast::{name}", backward, setup_context=save, lib=LIBRARY)
 
 
-def _refine_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return (*_gradients(ctx, None, (None, None), (grad, None, None))[:8], None, None)
+_PLAIN = (refine_definition, refine_attend_definition, plain_backward)
+_TRITON = (_triton_refine, _triton_refine_attend, _triton_backward)
+_GPU: tuple[Any, Any, Any] = _PLAIN
+if importlib.util.find_spec("triton") is not None:
+    _GPU = (
+        _where_it_fits(_triton_refine, refine_definition),
+        _where_it_fits(_triton_refine_attend, refine_attend_definition),
+        _where_it_fits(_triton_backward, plain_backward),
+    )
 
-
-def _refine_attend_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    query, context, log_sum_exp = ctx.saved_tensors[8:]
-    return (*_gradients(ctx, query, (context, log_sum_exp), grads), None, None)
-
-
-_plain: dict[str, Any] = {"refine": None, "refine_attend": None, "refine_attend_backward": None}
-if not _extension.LOADED:
-    _plain = {
-        "refine": refine_definition,
-        "refine_attend": refine_attend_definition,
-        "refine_attend_backward": plain_backward,
-    }
-
-define(
-    "refine",
-    f"({_ARGUMENTS}, int num_heads, float eps) -> Tensor",
-    fake=_fake_refine,
-    cpu=_plain["refine"],
-    cuda=refine_definition,
-)
-define(
-    "refine_attend",
-    f"({_ARGUMENTS}, Tensor query, int num_heads, float eps) -> (Tensor, Tensor, Tensor)",
-    fake=_fake_refine_attend,
-    cpu=_plain["refine_attend"],
-    cuda=refine_attend_definition,
-)
-define(
-    "refine_attend_backward", _BACKWARD, fake=_fake_backward, cpu=_plain["refine_attend_backward"], cuda=plain_backward
-)
-torch.library.register_autograd("d2ls_fast::refine", _refine_backward, setup_context=_save_refine, lib=LIBRARY)
-torch.library.register_autograd(
-    "d2ls_fast::refine_attend", _refine_attend_backward, setup_context=_save_refine_attend, lib=LIBRARY
-)
+_register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
+_register("_triton", cpu=_TRITON, cuda=_TRITON)

@@ -1,0 +1,114 @@
+"""The Triton kernels of ``refine`` and ``refine_attend``: right in the interpreter, and compiled ahead of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2ls_fast.benchmarks import triton_resources
+from d2ls_fast.kernels import configs
+from d2ls_fast.kernels.refine import Inputs, refine_forward
+
+CHILD = Path(__file__).with_name("refine_cases.py")
+# The names of refine_cases.CASES, which this process must not import: it would switch Triton to its interpreter.
+CASES = [
+    "refine, one pixel, one entry",
+    "refine, fp32",
+    "refine, fp32, encoding per image",
+    "refine, fp32, model width",
+    "refine, fp32, views",
+    "refine, bf16",
+    "refine, bf16, one block",
+    "refine, bf16, many entries",
+    "refine, bf16, wide",
+    "refine, fp16",
+    "refine_attend, one pixel",
+    "refine_attend, fp32",
+    "refine_attend, fp32, many queries",
+    "refine_attend, fp32, fused",
+    "refine_attend, fp32, fused, encoding per image",
+    "refine_attend, fp32, fused, blocks of rows",
+    "refine_attend, fp32, fused, no encoding gradient",
+    "refine_attend, bf16",
+    "refine_attend, bf16, fused",
+    "refine_attend, fp16, fused",
+    "repeat",
+    "extreme",
+]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict[str, list[float]]]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, str(CHILD)], capture_output=True, text=True, env=environment)
+    assert child.returncode == 0, child.stderr[-4000:]
+    result: dict[str, dict[str, list[float]]] = json.loads(child.stdout.splitlines()[-1])
+    return result
+
+
+def test_every_case_ran(report: dict[str, dict[str, list[float]]]) -> None:
+    assert list(report) == CASES
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted(report: dict[str, dict[str, list[float]]], case: str) -> None:
+    for name, (error, allowed) in report[case].items():
+        assert error <= allowed, f"{name}: error {error:.2e} exceeds {allowed:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("sm_90", kernel) for kernel in configs.REFINE_KERNELS]
+    + [("sm_80", "refine_grad_rows"), ("sm_100", "refine_grad_rows"), ("gfx942", "refine_grad_rows")],
+)
+def test_compiles_without_spills(name: str, kernel: str) -> None:
+    resources = triton_resources.compile_refine(name, kernel, "half")
+    assert resources.problem == ""
+    assert resources.matrix_instructions
+
+
+def test_fused_pass_compiles_without_spills() -> None:
+    resources = triton_resources.compile_refine("sm_100", "refine_attend", "half")
+    assert resources.problem == ""
+    assert set(resources.matrix_instructions) == {"UTCHMMA"}
+
+
+def test_every_architecture_has_every_tile() -> None:
+    expected = {(kernel, kind) for kernel in configs.REFINE_KERNELS for kind in configs.KINDS}
+    allowed = {(kernel, kind) for kernel in configs.FUSED_KERNELS for kind in configs.KINDS}
+    for name, table in configs.ARCHITECTURES.items():
+        assert expected <= set(table.refine) <= expected | allowed, name
+
+
+@pytest.mark.parametrize("entries", [1, 2, 7, 16, 19, 64])
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_blocks_hold_whole_heads(entries: int, heads: int) -> None:
+    for block_j in (16, 64):
+        blocks = configs.refine_blocks(configs.RefineTile(block_j, 32, 8, 1), 96, heads, entries)
+        assert blocks["BLOCK_J"] >= 16 and blocks["BLOCK_J"] % blocks["PADDED"] == 0
+        assert entries <= blocks["PADDED"] < 2 * entries and blocks["BLOCK_C"] == 128
+
+
+def _inputs(entries: int, channels: int) -> list[Tensor]:
+    rows, vector = torch.zeros(1, entries, channels), torch.zeros(channels)
+    pe = torch.zeros(4, channels)
+    return [torch.zeros(1, 4, channels), pe, rows, torch.zeros(1, entries), rows, vector, vector, vector]
+
+
+@pytest.mark.parametrize(("entries", "channels", "message"), [(65, 32, "64 entries"), (3, 24, "multiple of 16")])
+def test_refuses_shapes(entries: int, channels: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"refine: .*{message}"):
+        refine_forward(Inputs(*_inputs(entries, channels)), 1, 1e-5)
+
+
+def test_refuses_mixed_dtypes() -> None:
+    inputs = Inputs(*_inputs(3, 32))
+    with pytest.raises(TypeError, match="one dtype"):
+        refine_forward(inputs._replace(key=inputs.key.half()), 1, 1e-5)
