@@ -74,13 +74,15 @@ def backends() -> dict[str, str]:
     return {name: "available" if support.ok else support.reason for name, support in _AVAILABLE.items()}
 
 
-def select(operator: str, tensor: torch.Tensor) -> str:
+def select(operator: str, tensor: torch.Tensor, entries: int = 0) -> str:
     """The name of the back end that computes ``operator`` on tensors like ``tensor``, whose last dimension is C.
+
+    ``entries``: dictionary entries of a head, for operators with a softmax over them.
 
     Raises:
         BackendError: a forced back end cannot serve the call.
     """
-    call = Call(operator, tensor.device.type, tensor.dtype, tensor.shape[-1])
+    call = Call(operator, tensor.device.type, tensor.dtype, tensor.shape[-1], entries)
     if _current != "auto":
         support = _support(_current, call)
         if not support.ok:

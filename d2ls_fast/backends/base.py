@@ -21,6 +21,8 @@ class Call(NamedTuple):
     device: str
     dtype: torch.dtype
     channels: int
+    entries: int
+    """Dictionary entries of a head, where the operator has a softmax over them; else 0."""
 
 
 class Backend(Protocol):

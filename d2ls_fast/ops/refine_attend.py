@@ -50,7 +50,7 @@ def refine_attend(
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
     check_rows("refine_attend", "query", query, pixels)
-    name = select("refine_attend", pixels)
+    name = select("refine_attend", pixels, key.shape[1] // num_heads)
     if name in ("reference", "torch"):
         # Each half by its own best back end: there may be a kernel for one of them.
         refined = refine(*arguments, num_heads, eps)

@@ -37,6 +37,12 @@ with d2.backend("triton"):
             assert reason in str(error), error
         else:
             raise AssertionError(reason)
+    try:
+        select("refine", tensors[0], entries=65)
+    except BackendError as error:
+        assert "64 dictionary entries" in str(error), error
+    else:
+        raise AssertionError("65 entries")
 print("all good")
 """
 
