@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
@@ -69,7 +69,7 @@ class Row:
     p80_ms: float
     speedup: float
     error: float | None
-    peak_extra_mb: float | None
+    peak_extra_mb: float | None = None
     copy_bandwidth_percent: float | None = None
     matrix_rate_percent: float | None = None
 
@@ -89,7 +89,7 @@ class Report:
 
 
 def run_case(case: Case, device: str, limits: Limits, repeats: int, progress: Progress | None = None) -> list[Row]:
-    """Check, time and weigh every variant of a case.
+    """Check and time every variant of a case; :func:`run_cases` also weighs them.
 
     Raises:
         WrongResult: a variant differs from the float64 definition by more than the tolerance.
@@ -105,9 +105,8 @@ def run_case(case: Case, device: str, limits: Limits, repeats: int, progress: Pr
                 times[variant.name].append(seconds)
         if progress and task is not None and repeat >= 2:
             progress.advance(task)
-    peaks = {v.name: peak_extra(v.run, device) for v in case.variants}
     baseline = statistics.median(times[case.variants[0].name])
-    return [_row(case, v.name, times[v.name], baseline, errors[v.name], peaks[v.name], limits) for v in case.variants]
+    return [_row(case, v.name, times[v.name], baseline, errors[v.name], limits) for v in case.variants]
 
 
 def _row(
@@ -116,7 +115,6 @@ def _row(
     times: list[float],
     baseline: float,
     error: float | None,
-    peak: int | None,
     limits: Limits,
 ) -> Row:
     ordered = sorted(times)
@@ -131,7 +129,6 @@ def _row(
         p80_ms=1e3 * ordered[int(0.8 * (len(ordered) - 1))],
         speedup=baseline / median,
         error=error,
-        peak_extra_mb=None if peak is None else peak / 2**20,
         copy_bandwidth_percent=100 * case.bytes_moved / median / limits.copy_bandwidth
         if fused and case.bytes_moved
         else None,
@@ -168,9 +165,14 @@ def _time(run: Callable[[], object], device: str) -> float:
 
 
 def run_cases(cases: Sequence[Case], device: str, limits: Limits, repeats: int, console: Console) -> list[Row]:
-    """All cases with a progress bar."""
+    """All cases with a progress bar: first every time, then every peak of memory.
+
+    Reading the peak makes the C library hand large blocks back at once, which would slow everything timed after it.
+    """
     rows: list[Row] = []
     with Progress(console=console, transient=True) as progress:
         for case in cases:
             rows += run_case(case, device, limits, repeats, progress)
-    return rows
+        peaks = [peak_extra(variant.run, device) for case in cases for variant in case.variants]
+    weighed = zip(rows, peaks, strict=True)
+    return [replace(row, peak_extra_mb=None if peak is None else peak / 2**20) for row, peak in weighed]

@@ -67,9 +67,12 @@ def bench(
     report = harness.Report(machine.describe(device.value))
     report.machine["copy bandwidth"] = f"{limits.copy_bandwidth / 1e9:.1f} GB/s"
     report.machine["matrix rate"] = f"{limits.matrix_rate / 1e9:.0f} GFLOP/s ({precision.value}, square product)"
-    for edge, images, entries, depth in sweep:
-        sizes = Sizes(images, edge, entries, depth, dtype, device.value, backbone)
-        report.rows += harness.run_cases(LEVELS[level.value](sizes), device.value, limits, repeats, console)
+    cases = [
+        case
+        for edge, images, entries, depth in sweep
+        for case in LEVELS[level.value](Sizes(images, edge, entries, depth, dtype, device.value, backbone))
+    ]
+    report.rows = harness.run_cases(cases, device.value, limits, repeats, console)
     console.print(", ".join(f"{key}: {value}" for key, value in report.machine.items()))
     for table in results.tables(report):
         console.print(table)
