@@ -65,6 +65,29 @@ def attend_definition(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[
     return (weights.to(pixels.dtype) @ pixels).to(accumulate), log_sum_exp
 
 
+def attend_gradients(
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    query: Tensor,
+    context: Tensor,
+    log_sum_exp: Tensor,
+    grad_context: Tensor,
+    grad_log_sum_exp: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward formulas of attend in PyTorch, in the precision of context.
+
+    Returns:
+        the gradient of the pixels as values and that of pixels + pe as keys, each ``[B, N, C]``, and of the query
+        ``[B, J, C]``.
+    """
+    dtype = context.dtype
+    x, y, q = pixels.to(dtype), (pixels + pixel_pe).to(dtype), query.to(dtype)
+    weights = torch.exp(q @ y.transpose(-1, -2) - log_sum_exp.unsqueeze(-1))
+    delta = (grad_context * context).sum(-1) - grad_log_sum_exp
+    grad_scores = weights * (grad_context @ x.transpose(-1, -2) - delta.unsqueeze(-1))
+    return weights.transpose(-1, -2) @ grad_context, grad_scores.transpose(-1, -2) @ q, grad_scores @ y
+
+
 def check_attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> None:
     """Raise ``ValueError`` unless the arguments fit each other; see :func:`attend`."""
     check_pixels("attend", pixels, pixel_pe)
@@ -141,19 +164,16 @@ def _plain_backward(
     grad_log_sum_exp: Tensor,
     need_pe_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward formulas in PyTorch, for machines without the compiled extension."""
-    dtype = context.dtype
-    x, y, q = pixels.to(dtype), (pixels + pixel_pe).to(dtype), query.to(dtype)
-    weights = torch.exp(q @ y.transpose(-1, -2) - log_sum_exp.unsqueeze(-1))
-    delta = (grad_context * context).sum(-1) - grad_log_sum_exp
-    grad_scores = weights * (grad_context @ x.transpose(-1, -2) - delta.unsqueeze(-1))
-    through_scores = grad_scores.transpose(-1, -2) @ q
-    grad_pixels = through_scores + weights.transpose(-1, -2) @ grad_context
+    """The backward in PyTorch, for machines without the compiled extension."""
+    through_values, through_scores, grad_query = attend_gradients(
+        pixels, pixel_pe, query, context, log_sum_exp, grad_context, grad_log_sum_exp
+    )
+    grad_pixels = through_scores + through_values
     if not need_pe_grad:
         grad_pe = pixel_pe.new_empty((0,))
     else:
         grad_pe = (through_scores if pixel_pe.dim() == 3 else through_scores.sum(0)).to(pixel_pe.dtype)
-    return grad_pixels.to(pixels.dtype), grad_pe, (grad_scores @ y).to(query.dtype)
+    return grad_pixels.to(pixels.dtype), grad_pe, grad_query.to(query.dtype)
 
 
 def _triton_forward(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

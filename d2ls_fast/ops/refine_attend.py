@@ -12,7 +12,7 @@ from torch import Tensor
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
 from d2ls_fast.ops._library import LIBRARY, define, with_autocast
-from d2ls_fast.ops.attend import attend, attend_definition, check_rows
+from d2ls_fast.ops.attend import attend, attend_definition, attend_gradients, check_rows
 from d2ls_fast.ops.refine import as_vectors, check_refine, refine, refine_definition
 
 
@@ -116,13 +116,11 @@ def plain_backward(
     if query is not None and context is not None and log_sum_exp is not None:
         assert grad_context is not None and grad_log_sum_exp is not None
         refined = (normal * norm_weight + norm_bias).to(pixels.dtype)
-        x2, y2, q = refined.to(dtype), (refined + pixel_pe).to(dtype), query.to(dtype)
-        attention = torch.exp(q @ y2.transpose(-1, -2) - log_sum_exp.unsqueeze(-1))
-        delta = (grad_context * context).sum(-1) - grad_log_sum_exp
-        grad_attention = attention * (grad_context @ x2.transpose(-1, -2) - delta.unsqueeze(-1))
-        through_pe = grad_attention.transpose(-1, -2) @ q
-        grad = grad + through_pe + attention.transpose(-1, -2) @ grad_context
-        grad_query = (grad_attention @ y2).to(query.dtype)
+        through_values, through_pe, grad_query = attend_gradients(
+            refined, pixel_pe, query, context, log_sum_exp, grad_context, grad_log_sum_exp
+        )
+        grad = grad + through_pe + through_values
+        grad_query = grad_query.to(query.dtype)
     grad_norm_weight, grad_norm_bias = (grad * normal).sum((0, 1)), grad.sum((0, 1))
     scaled = grad * norm_weight
     grad = inverse_sigma * (scaled - scaled.mean(-1, keepdim=True) - normal * (scaled * normal).mean(-1, keepdim=True))
