@@ -42,6 +42,7 @@ def bench(
     classes: Annotated[list[int] | None, typer.Option(help="dictionary entries; give it again to sweep")] = None,
     stages: Annotated[list[int] | None, typer.Option(help="interaction stages; give it again to sweep")] = None,
     backbone: Annotated[str, typer.Option(help="timm backbone of the levels model and train")] = "convnext_tiny",
+    only: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
     repeats: Annotated[int, typer.Option(min=3, help="timed rounds; every variant runs once a round")] = 15,
     output: Annotated[Path | None, typer.Option(help="results without suffix: writes .json, .md and .png")] = None,
 ) -> None:
@@ -71,7 +72,10 @@ def bench(
         case
         for edge, images, entries, depth in sweep
         for case in LEVELS[level.value](Sizes(images, edge, entries, depth, dtype, device.value, backbone))
+        if only in case.name
     ]
+    if not cases:
+        raise UserError(f"--only {only}: no case of level {level.value} has that in its name")
     report.rows = harness.run_cases(cases, device.value, limits, repeats, console)
     console.print(", ".join(f"{key}: {value}" for key, value in report.machine.items()))
     for table in results.tables(report):

@@ -1,0 +1,27 @@
+"""The computations that are timed, at four levels; one file per operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from d2ls_fast.benchmarks.cases import attend
+from d2ls_fast.benchmarks.cases.common import Sizes
+from d2ls_fast.benchmarks.cases.head import head_cases
+from d2ls_fast.benchmarks.cases.model import model_cases, train_cases
+from d2ls_fast.benchmarks.harness import Case
+
+__all__ = ["LEVELS", "Sizes", "head_cases"]
+
+_OPERATORS = (attend,)
+
+
+def operator_cases(sizes: Sizes) -> list[Case]:
+    return [case for operator in _OPERATORS for case in operator.cases(sizes)]
+
+
+LEVELS: dict[str, Callable[[Sizes], list[Case]]] = {
+    "operator": operator_cases,
+    "head": head_cases,
+    "model": model_cases,
+    "train": train_cases,
+}
