@@ -3,7 +3,7 @@
 Everything else is in pyproject.toml. Environment:
     D2LS_FAST_EXTENSION=auto|1|0   the CPU part: where possible (default), always (else fail), or never.
     D2LS_FAST_CUDA=auto|1|0        the same for the CUDA part.
-    D2LS_FAST_SANITIZE=1           the CPU part under AddressSanitizer and UndefinedBehaviorSanitizer; see `make sanitize`.
+    D2LS_FAST_SANITIZE=1           the CPU part with address and undefined-behaviour checks; see `make sanitize`.
     TORCH_CUDA_ARCH_LIST           GPU architectures, default "8.0;9.0a;10.0".
     CUDA_HOME                      folder of the CUDA toolkit, the one that holds include/.
     MAX_JOBS                       compiler processes at a time (default: all cores).
