@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Compat = Literal["corrected", "release"]
+from d2ls_fast.ops._segmentation import Compat, cross_entropy_sum, dice_sums, mean_cross_entropy, mean_dice
 
 
 class TrainingOutput(Protocol):
@@ -51,18 +50,14 @@ def soft_cross_entropy(
         scalar, at least float32; zero with zero gradients when no pixel is labelled.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weights = None if class_weights is None else class_weights.to(logits)
-        total = F.cross_entropy(
-            logits, target, weights, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
-        )
-        if compat == "release":
-            return total / target.numel()
+        logits = _wide(logits)
+        total = cross_entropy_sum(logits, target, class_weights, smoothing, ignore_index)
         labelled = target != ignore_index
-        if weights is None:
-            return total / labelled.sum().clamp_min(1)
-        norm = torch.where(labelled, weights[target.where(labelled, 0)], 0.0).sum()
-        return total / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        if class_weights is None:
+            weight = labelled.sum().to(total)
+        else:
+            weight = torch.where(labelled, class_weights.to(logits)[target.where(labelled, 0)], 0.0).sum()
+        return mean_cross_entropy(total, weight, target.numel(), compat)
 
 
 def dice_loss(
@@ -86,17 +81,11 @@ def dice_loss(
         scalar, at least float32; zero with zero gradients when no pixel is labelled.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).flatten(2)
-        labels = target.flatten(1).unsqueeze(1)  # [B, 1, N]
-        classes = torch.arange(probability.shape[1], device=labels.device).view(1, -1, 1)
-        labelled = labels != ignore_index
-        truth = (labels == classes) & labelled
-        overlap = (probability * truth).sum((0, 2))
-        count = truth.sum((0, 2))
-        cardinality = (probability * labelled).sum((0, 2)) + count
-        present = count > 0
-        loss = (1 - (2 * overlap + smooth) / (cardinality + smooth).clamp_min(1e-7)).where(present, 0.0).sum()
-        return loss / (present.numel() if compat == "release" else present.sum().clamp_min(1))
+        return mean_dice(*dice_sums(_wide(logits), target, ignore_index), smooth, compat)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class D2LSLoss(nn.Module):
