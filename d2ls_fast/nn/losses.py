@@ -8,6 +8,7 @@ from typing import Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from d2ls_fast.nn.classifier import PixelScores
 from d2ls_fast.ops._segmentation import Compat, cross_entropy_sum, dice_sums, mean_cross_entropy, mean_dice
 
 
@@ -15,10 +16,10 @@ class TrainingOutput(Protocol):
     """The part of a model's training output that the loss reads."""
 
     @property
-    def logits(self) -> Tensor: ...
+    def logits(self) -> Tensor | PixelScores: ...
 
     @property
-    def aux_logits(self) -> Tensor | None: ...
+    def aux_logits(self) -> Tensor | PixelScores | None: ...
 
     @property
     def contrastive(self) -> Tensor | None: ...
@@ -146,11 +147,14 @@ class D2LSLoss(nn.Module):
         # A setting, not a learned state: checkpoints do not carry it.
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: TrainingOutput | Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, output: TrainingOutput | Tensor | PixelScores, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and its terms.
 
         Args:
-            output: a training output, or logits ``[B, K, H, W]`` alone.
+            output: a training output, or its logits alone: ``[B, K, H, W]``, or
+                :class:`~d2ls_fast.nn.classifier.PixelScores`, whose logits are then never stored.
             target: int64 ``[B, H, W]``.
 
         Returns:
@@ -160,29 +164,37 @@ class D2LSLoss(nn.Module):
         Raises:
             ValueError: target and logits, or class weights and classes, do not fit.
         """
-        logits = output if isinstance(output, Tensor) else output.logits
+        if isinstance(output, (Tensor, PixelScores)):
+            logits, aux_logits, contrastive = output, None, None
+        else:
+            logits, aux_logits, contrastive = output.logits, output.aux_logits, output.contrastive
         self._check(logits, target)
-        terms = {"cross_entropy": self._cross_entropy(logits, target)}
-        if self.dice_weight:
-            dice = dice_loss(logits, target, self.dice_smooth, self.ignore_index, self.compat)
+        cross_entropy, dice = self._loss(logits, target, bool(self.dice_weight))
+        terms = {"cross_entropy": cross_entropy}
+        if dice is not None:
             terms["dice"] = self.dice_weight * dice
-        if not isinstance(output, Tensor):
-            if output.aux_logits is not None and self.auxiliary_weight:
-                terms["auxiliary"] = self.auxiliary_weight * self._cross_entropy(output.aux_logits, target)
-            if output.contrastive is not None and self.contrastive_weight:
-                terms["contrastive"] = self.contrastive_weight * output.contrastive
+        if aux_logits is not None and self.auxiliary_weight:
+            terms["auxiliary"] = self.auxiliary_weight * self._loss(aux_logits, target, False)[0]
+        if contrastive is not None and self.contrastive_weight:
+            terms["contrastive"] = self.contrastive_weight * contrastive
         total = torch.stack(list(terms.values())).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        return soft_cross_entropy(logits, target, self.smoothing, self.class_weights, self.ignore_index, self.compat)
-
-    def _check(self, logits: Tensor, target: Tensor) -> None:
-        if logits.dim() != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
-            raise ValueError(
-                f"logits [B, K, H, W] and target [B, H, W] do not fit: {tuple(logits.shape)} and {tuple(target.shape)}"
+    def _loss(self, logits: Tensor | PixelScores, target: Tensor, with_dice: bool) -> tuple[Tensor, Tensor | None]:
+        weights, ignore_index, compat = self.class_weights, self.ignore_index, self.compat
+        if isinstance(logits, PixelScores):
+            cross_entropy, dice = logits.segmentation_loss(
+                target, self.smoothing, self.dice_smooth, weights, ignore_index, compat
             )
-        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            return cross_entropy, dice if with_dice else None
+        cross_entropy = soft_cross_entropy(logits, target, self.smoothing, weights, ignore_index, compat)
+        return cross_entropy, dice_loss(logits, target, self.dice_smooth, ignore_index, compat) if with_dice else None
+
+    def _check(self, logits: Tensor | PixelScores, target: Tensor) -> None:
+        shape = tuple(logits.shape)
+        if len(shape) != 4 or target.shape != (shape[0], *shape[2:]):
+            raise ValueError(f"logits [B, K, H, W] and target [B, H, W] do not fit: {shape} and {tuple(target.shape)}")
+        if self.class_weights is not None and len(self.class_weights) != shape[1]:
             raise ValueError(
-                f"class_weights must hold {logits.shape[1]} weights, one per class, got {len(self.class_weights)}"
+                f"class_weights must hold {shape[1]} weights, one per class, got {len(self.class_weights)}"
             )

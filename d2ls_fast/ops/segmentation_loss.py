@@ -109,7 +109,7 @@ def segmentation_sums_definition(
     reduction: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator in plain PyTorch, through the logits: sum of the cross-entropy; overlap, volume and count ``[K]``."""
+    """The operator in plain PyTorch, through the logits: cross-entropy, a sum; overlap, volume and count ``[K]``."""
     _check_labels(target, hyper.shape[1] // prototypes, ignore_index)
     logits = classify_definition(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps)
     logits = logits[..., : target.shape[1], : target.shape[2]]
