@@ -105,8 +105,8 @@ _REFINE_LARGE = {
 }
 
 _CLASSIFY = {
-    (kernel, kind): ClassifyTile(block_n, 16, 4, 1)
-    for kernel, block_n in zip(CLASSIFY_KERNELS, (16, 16, 8, 8), strict=True)
+    (kernel, kind): ClassifyTile(block_n, 16, num_warps, 1)
+    for kernel, block_n, num_warps in zip(CLASSIFY_KERNELS, (16, 16, 8, 8), (4, 4, 8, 4), strict=True)
     for kind in CLASSIFY_KINDS
 }
 
