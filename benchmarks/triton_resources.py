@@ -1,8 +1,9 @@
 """Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend`` and ``classify`` at C = 256 (512 where
-wide), 64 query rows, 8 heads of 7 entries, and 7 classes of one prototype (the whole table of ``kernels/configs.py``).
+and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend``, ``classify`` and
+``segmentation_loss`` at C = 256 (512 where wide), 64 query rows, 8 heads of 7 entries, and 7 classes (the whole table
+of ``kernels/configs.py``).
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
 
@@ -33,6 +34,8 @@ from d2ls_fast.kernels import (
     _classify_forward,
     _refine_backward,
     _refine_forward,
+    _segmentation_backward,
+    _segmentation_forward,
     configs,
 )
 
@@ -61,6 +64,8 @@ CLASSIFY_FUNCTIONS = {
     "classify_labels": _classify_forward.classify_labels,
     "classify_grad_pixels": _classify_backward.classify_grad_pixels,
     "classify_grad_hyper": _classify_backward.classify_grad_hyper,
+    "segmentation_sums": _segmentation_forward.segmentation_sums,
+    "segmentation_grad": _segmentation_backward.segmentation_grad,
 }
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
@@ -68,9 +73,9 @@ TYPED = {
 }  # fmt: skip
 COUNTS = {
     "num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries",
-    "height", "width", "classes", "prototypes",
+    "height", "width", "classes", "prototypes", "target_height", "target_width", "ignore_index",
 }  # fmt: skip
-OTHER_TYPES = {"eps": "fp32", "labels": "*u8"}
+OTHER_TYPES = {"eps": "fp32", "smoothing": "fp32", "labels": "*u8", "target": "*i64", "part_counts": "*i32"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
 HEADS, ENTRIES = 8, 7
@@ -208,10 +213,10 @@ def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_
 
 
 def compile_classify(name: str, kernel: str, kind: str, prototypes: int = 1, one_block: bool = True) -> Resources:
-    """``compile_one`` for a kernel of classify, with pixels in bfloat16; ``kind`` is that of its products."""
+    """``compile_one`` for classify and segmentation_loss, on bfloat16 pixels; ``kind`` is that of the products."""
     function, table = CLASSIFY_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
     tile = table.classify[kernel, kind]
-    blocks = configs.classify_blocks(tile, 256, CLASSES, prototypes)
+    blocks = configs.classify_blocks(kernel, tile, 256, CLASSES, prototypes)
     flags = {
         "C": 256, "REDUCTION": "logsumexp", "CONFIDENCE": True, "ONE_BLOCK": one_block, **blocks, "PRECISION": kind,
     }  # fmt: skip

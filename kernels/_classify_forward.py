@@ -1,4 +1,4 @@
-"""Device code of ``classify``, forward: a tile of pixels to logits, or to labels with a running maximum over classes."""
+"""Device code of ``classify``, forward: a tile of pixels to logits, or to labels by a running maximum."""
 
 # mypy: disable-error-code="no-untyped-def"
 # Triton types the arguments of device code when it compiles a launch.

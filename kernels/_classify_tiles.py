@@ -139,9 +139,6 @@ def spread_gradient(grad, scores, prototypes, BLOCK_K: tl.constexpr, PADDED: tl.
         else:
             by_class = tl.where(real, by_class, float("-inf"))
             largest = tl.max(by_class, 2)[:, :, None]
-            if REDUCTION == "max":
-                share = tl.where(by_class == largest, 1.0, 0.0)
-            else:
-                share = tl.exp(by_class - largest)
+            share = tl.where(by_class == largest, 1.0, 0.0) if REDUCTION == "max" else tl.exp(by_class - largest)
             share = share / tl.sum(share, 2)[:, :, None]
         return tl.reshape(grad[:, :, None] * share, [scores.shape[0], BLOCK_K * PADDED])

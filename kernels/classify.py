@@ -89,7 +89,7 @@ def options(kernel: str, inputs: Inputs) -> dict[str, Any]:
     tile = configs.architecture(inputs.pixels.device).classify[kernel, kind]
     return {
         "C": channels,
-        **configs.classify_blocks(tile, channels, inputs.classes, inputs.prototypes),
+        **configs.classify_blocks(kernel, tile, channels, inputs.classes, inputs.prototypes),
         "REDUCTION": inputs.reduction,
         "PRECISION": kind,
         "num_warps": tile.num_warps,

@@ -66,6 +66,8 @@ REFINE_KERNELS = ("refine", "refine_grad_total", "refine_grad_rows", "refine_gra
 # With attend in the same pass: only where the table has them, and otherwise as two passes.
 FUSED_KERNELS = ("refine_attend", "refine_attend_grad_total")
 CLASSIFY_KERNELS = ("classify_logits", "classify_labels", "classify_grad_pixels", "classify_grad_hyper")
+# All class vectors of these are in one block.
+SEGMENTATION_KERNELS = ("segmentation_sums", "segmentation_grad")
 # Pixels of every dtype are widened to float32 as they are read: only the kind of the products matters.
 CLASSIFY_KINDS = ("tf32", "ieee")
 # half: bfloat16 and float16, up to 256 channels; wide: the same beyond; tf32 and ieee: float32 products.
@@ -106,7 +108,14 @@ _REFINE_LARGE = {
 
 _CLASSIFY = {
     (kernel, kind): ClassifyTile(block_n, 16, num_warps, 1)
-    for kernel, block_n, num_warps in zip(CLASSIFY_KERNELS, (16, 16, 8, 8), (4, 4, 8, 4), strict=True)
+    for kernel, block_n, num_warps in (
+        ("classify_logits", 16, 4),
+        ("classify_labels", 16, 4),
+        ("classify_grad_pixels", 8, 8),
+        ("classify_grad_hyper", 8, 4),
+        ("segmentation_sums", 16, 4),
+        ("segmentation_grad", 8, 8),
+    )
     for kind in CLASSIFY_KINDS
 }
 
@@ -165,9 +174,7 @@ ARCHITECTURES = {
         classify=_CLASSIFY,
     ),
     # Any other GPU: sized for 64 KiB of shared memory.
-    "default": Architecture(
-        programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE, classify=_CLASSIFY
-    ),
+    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE, classify=_CLASSIFY),
 }
 
 
@@ -217,16 +224,22 @@ def refine_blocks(tile: RefineTile, channels: int, heads: int, entries: int) -> 
     }
 
 
-def classify_blocks(tile: ClassifyTile, channels: int, classes: int, prototypes: int) -> dict[str, int]:
-    """Compile-time block sizes of the classify kernels: a block holds the padded prototypes of whole classes."""
+def classify_blocks(kernel: str, tile: ClassifyTile, channels: int, classes: int, prototypes: int) -> dict[str, int]:
+    """Compile-time block sizes of the classify kernels: a block holds the padded prototypes of whole classes.
+
+    The segmentation kernels have all classes in one block, of fewer pixels where there are many.
+    """
     features = max(16, power_of_two(channels // 16))
     padded = power_of_two(prototypes)
-    fitting = max(1, min(tile.block_j // padded, power_of_two(classes)))
+    fitting = power_of_two(classes)
+    if kernel not in SEGMENTATION_KERNELS:
+        fitting = max(1, min(tile.block_j // padded, fitting))
+    block_k = max(fitting, 16 // padded)  # matrix instructions need 16 rows
+    widest = max(features, block_k * padded if kernel in SEGMENTATION_KERNELS else 0)
     return {
-        "BLOCK_N": max(1, tile.block_n * 16 // features),
+        "BLOCK_N": max(1, tile.block_n * 16 // widest),
         "U": features,
-        # Matrix instructions need 16 rows.
-        "BLOCK_K": max(fitting, 16 // padded),
+        "BLOCK_K": block_k,
         "PADDED": padded,
     }
 

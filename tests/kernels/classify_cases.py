@@ -140,7 +140,7 @@ def extreme() -> dict[str, list[float]]:
 
 
 def ties() -> dict[str, list[float]]:
-    """Of equal classes the first is the label, within a block and over blocks; equal prototypes share their gradient."""
+    """Of equal classes the first is the label, also over blocks; equal prototypes share their gradient."""
     (pixels, norm_weight, norm_bias, hyper), _ = Case(1, (1, 5), 64, 7).inputs()
     with backend("triton"):
         labels, _ = classify_labels(pixels, norm_weight, norm_bias, hyper.repeat(1, 5, 1), (1, 5), (4, 20))

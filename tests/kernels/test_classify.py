@@ -71,7 +71,8 @@ def test_compiles_without_spills(name: str, kernel: str) -> None:
 
 
 def test_every_architecture_has_every_tile() -> None:
-    expected = {(kernel, kind) for kernel in configs.CLASSIFY_KERNELS for kind in configs.CLASSIFY_KINDS}
+    kernels = configs.CLASSIFY_KERNELS + configs.SEGMENTATION_KERNELS
+    expected = {(kernel, kind) for kernel in kernels for kind in configs.CLASSIFY_KINDS}
     for name, table in configs.ARCHITECTURES.items():
         assert set(table.classify) == expected, name
 
@@ -80,7 +81,9 @@ def test_every_architecture_has_every_tile() -> None:
 @pytest.mark.parametrize("prototypes", [1, 3, 20])
 def test_blocks_hold_whole_classes(classes: int, prototypes: int) -> None:
     for channels in (16, 96, 256, 1024):
-        blocks = configs.classify_blocks(configs.ClassifyTile(8, 16, 4, 1), channels, classes, prototypes)
+        blocks = configs.classify_blocks(
+            "classify_logits", configs.ClassifyTile(8, 16, 4, 1), channels, classes, prototypes
+        )
         assert prototypes <= blocks["PADDED"] < 2 * prototypes and blocks["BLOCK_K"] >= 1
         assert blocks["BLOCK_K"] * blocks["PADDED"] >= 16
         assert 16 * blocks["U"] >= channels and blocks["BLOCK_N"] * blocks["U"] <= 8 * 16
