@@ -62,7 +62,7 @@ def segmentation_sums(
     hyper += batch * classes * prototypes * (C // 16)
     weight = load_norm(norm_weight, C, U)
     bias = load_norm(norm_bias, C, U)
-    vectors, _ = load_hyper(hyper, 0, classes, prototypes, C, U, BLOCK_K, PADDED)
+    vectors, _rows = load_hyper(hyper, 0, classes, prototypes, C, U, BLOCK_K, PADDED)
     k = tl.arange(0, BLOCK_K)
     weights = tl.load(class_weights + k, mask=k < classes, other=0.0)
     overlap = tl.zeros([BLOCK_K], dtype=tl.float32)

@@ -175,7 +175,8 @@ def classify_backward(inputs: Inputs, grad_logits: Tensor) -> Gradients:
         if part_hyper is None:
             part_hyper = _partial_hyper(inputs, grad_logits)
         grad_hyper = sum_partials(part_hyper, torch.float32, batch, part_hyper.shape[1]).view(hyper.shape)
-    return Gradients(grad_pixels, *grad_norm.unbind(), grad_hyper)
+    # No result of an operator may share memory with another.
+    return Gradients(grad_pixels, grad_norm[0].clone(), grad_norm[1].clone(), grad_hyper)
 
 
 def _partial_hyper(inputs: Inputs, grad_logits: Tensor) -> Tensor:

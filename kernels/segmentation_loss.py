@@ -126,4 +126,4 @@ def segmentation_backward(
         )  # fmt: skip
         grad_norm = sum_partials(part_norm, torch.float32, 1, batch * chunks).view(2, channels // 4)
         grad_hyper = sum_partials(part_hyper, torch.float32, batch, chunks).view(hyper.shape)
-    return classify.Gradients(grad_pixels, *grad_norm.unbind(), grad_hyper)
+    return classify.Gradients(grad_pixels, grad_norm[0].clone(), grad_norm[1].clone(), grad_hyper)

@@ -318,8 +318,7 @@ def _triton_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
     from d2ls_fast.kernels import classify as kernel
 
-    *tensors, grad_logits, prototypes, reduction, eps = arguments
-    return kernel.classify_backward(kernel.Inputs(*tensors, prototypes, reduction, eps), grad_logits)
+    return kernel.classify_backward(kernel.Inputs(*arguments[:4], *arguments[5:]), arguments[4])
 
 
 def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -361,9 +360,13 @@ def _register(suffix: str, cpu: tuple[Any, Any, Any], cuda: tuple[Any, Any, Any]
 
 _PLAIN = (classify_definition, classify_labels_definition, plain_backward)
 _TRITON = (_triton_classify, _triton_labels, _triton_backward)
-_GPU: tuple[Any, ...] = _PLAIN
+_GPU: tuple[Any, Any, Any] = _PLAIN
 if importlib.util.find_spec("triton") is not None:
-    _GPU = tuple(_where_it_fits(kernel, plain) for kernel, plain in zip(_TRITON, _PLAIN, strict=True))
+    _GPU = (
+        _where_it_fits(_triton_classify, classify_definition),
+        _where_it_fits(_triton_labels, classify_labels_definition),
+        _where_it_fits(_triton_backward, plain_backward),
+    )
 
 _register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
