@@ -120,16 +120,16 @@ inline void slopes_tile(const ClassifyInputs& in, const SegmentationTerms& terms
       dot += exponent * (splat(terms.volume[k]) + (here ? splat(terms.overlap[k]) : Vec{}));
       weight = here ? splat(terms.weights[k]) : weight;
     }
-    const Vec inverse = splat(1.0f) / sum;
-    const Vec common = splat(terms.on) * weight + splat(terms.off * terms.weight_sum) - dot * inverse;
+    const Vec inverse = splat(1.0f) / sum, mean = dot * inverse, own = splat(terms.on) * weight;
     const auto labelled = label >= Vec{};
     for (int64_t k = 0; k < classes; ++k) {
       float* to = grad + k * kColumns + at;
-      const Vec p = load(to) * inverse, every = splat(terms.off * terms.weights[k]);
       const auto here = label == splat(static_cast<float>(k));
-      const Vec mine = p * (common + splat(terms.volume[k] + terms.overlap[k])) - splat(terms.on) * weight - every;
-      const Vec other = p * (common + splat(terms.volume[k])) - every;
-      store(to, labelled ? (here ? mine : other) : Vec{});
+      const Vec p = load(to) * inverse, by_p = splat(terms.volume[k]) + (here ? splat(terms.overlap[k]) : Vec{});
+      // Differences first: they vanish where the prediction is right.
+      const Vec slope = own * (here ? p - splat(1.0f) : p) +
+                        splat(terms.off) * (p * splat(terms.weight_sum) - splat(terms.weights[k])) + p * (by_p - mean);
+      store(to, labelled ? slope : Vec{});
     }
   }
 }
