@@ -1,8 +1,9 @@
 """Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel of ``attend``, ``refine`` and ``refine_attend`` at C = 256 (512 where wide), 64
-query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``).
+and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend``, ``classify`` and
+``segmentation_loss`` at C = 256 (512 where wide), 64 query rows, 8 heads of 7 entries, and 7 classes (the whole table
+of ``kernels/configs.py``).
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
 
@@ -26,7 +27,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from d2ls_fast.files import replacing
-from d2ls_fast.kernels import _attend_backward, _attend_forward, _refine_backward, _refine_forward, configs
+from d2ls_fast.kernels import (
+    _attend_backward,
+    _attend_forward,
+    _classify_backward,
+    _classify_forward,
+    _refine_backward,
+    _refine_forward,
+    _segmentation_backward,
+    _segmentation_forward,
+    configs,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -48,14 +59,27 @@ REFINE_FUNCTIONS = {
     "refine_grad_rows": _refine_backward.refine_grad_rows,
     "refine_grad_pixels": _refine_backward.refine_grad_pixels,
 }
+CLASSIFY_FUNCTIONS = {
+    "classify_logits": _classify_forward.classify_logits,
+    "classify_labels": _classify_forward.classify_labels,
+    "classify_grad_pixels": _classify_backward.classify_grad_pixels,
+    "classify_grad_hyper": _classify_backward.classify_grad_hyper,
+    "segmentation_sums": _segmentation_forward.segmentation_sums,
+    "segmentation_grad": _segmentation_backward.segmentation_grad,
+}
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
 }  # fmt: skip
-COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries"}
+COUNTS = {
+    "num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries",
+    "height", "width", "classes", "prototypes", "target_height", "target_width", "ignore_index",
+}  # fmt: skip
+OTHER_TYPES = {"eps": "fp32", "smoothing": "fp32", "labels": "*u8", "target": "*i64", "part_counts": "*i32"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
 HEADS, ENTRIES = 8, 7
+CLASSES = 7
 
 
 @dataclass(frozen=True)
@@ -115,7 +139,11 @@ def _read_amd(assembly: str) -> tuple[int, int, dict[str, int]]:
 
 
 def _compile(
-    name: str, function: Any, kind: str, constants: dict[str, Any], tile: configs.TileConfig | configs.RefineTile
+    name: str,
+    function: Any,
+    kind: str,
+    constants: dict[str, Any],
+    tile: configs.TileConfig | configs.RefineTile | configs.ClassifyTile,
 ) -> tuple[tuple[int, int, int], dict[str, int]]:
     """((registers, stack, shared memory), matrix instructions) of one kernel compiled for one target."""
     element = "fp32" if kind in ("tf32", "ieee") else "bf16"
@@ -125,10 +153,9 @@ def _compile(
             signature[argument] = "constexpr"
         elif argument in COUNTS:
             signature[argument] = "i32"
-        elif argument == "eps":
-            signature[argument] = "fp32"
         else:
-            signature[argument] = "*" + (element if argument in TYPED else "fp32")
+            signature[argument] = OTHER_TYPES.get(argument, "*" + (element if argument in TYPED else "fp32"))
+        if signature[argument].startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
@@ -185,6 +212,26 @@ def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_
     )  # fmt: skip
 
 
+def compile_classify(name: str, kernel: str, kind: str, prototypes: int = 1, one_block: bool = True) -> Resources:
+    """``compile_one`` for classify and segmentation_loss, on bfloat16 pixels; ``kind`` is that of the products."""
+    function, table = CLASSIFY_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    tile = table.classify[kernel, kind]
+    blocks = configs.classify_blocks(kernel, tile, 256, CLASSES, prototypes)
+    flags = {
+        "C": 256, "REDUCTION": "logsumexp", "CONFIDENCE": True, "ONE_BLOCK": one_block, **blocks, "PRECISION": kind,
+    }  # fmt: skip
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, "half", constants, tile)
+    variant = "prototypes" if prototypes > 1 else ""
+    if "ONE_BLOCK" in constants:
+        variant = ", ".join(filter(None, (variant, "one block" if one_block else "blocks")))
+    block = f"{blocks['BLOCK_K'] * blocks['PADDED']}x{blocks['BLOCK_N']}x{16 * blocks['U']}"
+    return Resources(
+        name, kernel, kind, 256, variant, block, tile.num_warps, tile.num_stages, *usage, table.shared_bytes,
+        instructions,
+    )  # fmt: skip
+
+
 def compile_all() -> list[Resources]:
     """Every architecture, kernel and kind; the pixel gradient in its four variants."""
     rows = []
@@ -201,6 +248,11 @@ def compile_all() -> list[Resources]:
             rows.append(compile_refine(name, kernel, kind, channels))
             if "NEED_PE" in REFINE_FUNCTIONS[kernel].arg_names and kernel != "refine_grad_total":
                 rows.append(compile_refine(name, kernel, kind, channels, need_pe=True))
+        for kernel, kind in configs.ARCHITECTURES[name].classify:
+            rows.append(compile_classify(name, kernel, kind))
+            rows.append(compile_classify(name, kernel, kind, prototypes=3))
+            if "ONE_BLOCK" in CLASSIFY_FUNCTIONS[kernel].arg_names:
+                rows.append(compile_classify(name, kernel, kind, one_block=False))
     return rows
 
 

@@ -41,6 +41,16 @@ class RefineTile:
 
 
 @dataclass(frozen=True)
+class ClassifyTile:
+    """Tile of a classify or segmentation kernel: pixels (of up to 256 channels) and class vectors in a block."""
+
+    block_n: int
+    block_j: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The tiles of one architecture, and what it has: shared memory [bytes] and how many programs fill it."""
 
@@ -48,12 +58,18 @@ class Architecture:
     shared_bytes: int
     tiles: dict[tuple[str, str], TileConfig]
     refine: dict[tuple[str, str], RefineTile]
+    classify: dict[tuple[str, str], ClassifyTile]
 
 
 KERNELS = ("forward", "grad_pixels", "grad_query")
 REFINE_KERNELS = ("refine", "refine_grad_total", "refine_grad_rows", "refine_grad_pixels")
 # With attend in the same pass: only where the table has them, and otherwise as two passes.
 FUSED_KERNELS = ("refine_attend", "refine_attend_grad_total")
+CLASSIFY_KERNELS = ("classify_logits", "classify_labels", "classify_grad_pixels", "classify_grad_hyper")
+# All class vectors of these are in one block.
+SEGMENTATION_KERNELS = ("segmentation_sums", "segmentation_grad")
+# Pixels of every dtype are widened to float32 as they are read: only the kind of the products matters.
+CLASSIFY_KINDS = ("tf32", "ieee")
 # half: bfloat16 and float16, up to 256 channels; wide: the same beyond; tf32 and ieee: float32 products.
 KINDS = ("half", "wide", "tf32", "ieee")
 
@@ -90,6 +106,19 @@ _REFINE_LARGE = {
     ("refine_grad_pixels", "half"): RefineTile(32, 32, 8, 1),
 }
 
+_CLASSIFY = {
+    (kernel, kind): ClassifyTile(block_n, 16, num_warps, 1)
+    for kernel, block_n, num_warps in (
+        ("classify_logits", 16, 4),
+        ("classify_labels", 16, 4),
+        ("classify_grad_pixels", 8, 8),
+        ("classify_grad_hyper", 8, 4),
+        ("segmentation_sums", 16, 4),
+        ("segmentation_grad", 8, 8),
+    )
+    for kind in CLASSIFY_KINDS
+}
+
 ARCHITECTURES = {
     "sm_80": Architecture(
         programs=216,
@@ -100,6 +129,7 @@ ARCHITECTURES = {
             ("grad_query", "half"): TileConfig(32, 256, 256, 8, 2),
         },
         refine=_REFINE_LARGE,
+        classify=_CLASSIFY,
     ),
     "sm_90": Architecture(
         programs=264,
@@ -112,6 +142,7 @@ ARCHITECTURES = {
             ("grad_query", "half"): TileConfig(32, 256, 256, 4, 2),
         },
         refine={**_REFINE_LARGE, ("refine_grad_pixels", "half"): RefineTile(64, 16, 8, 1)},
+        classify=_CLASSIFY,
     ),
     "sm_100": Architecture(
         programs=296,
@@ -128,6 +159,7 @@ ARCHITECTURES = {
             ("refine_grad_total", "half"): RefineTile(64, 32, 8, 1),
             ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 1),
         },
+        classify=_CLASSIFY,
     ),
     "gfx942": Architecture(
         programs=304,
@@ -139,9 +171,10 @@ ARCHITECTURES = {
             ("refine_grad_rows", "ieee"): RefineTile(16, 16, 8, 1),
             ("refine_grad_pixels", "ieee"): RefineTile(16, 16, 8, 1),
         },
+        classify=_CLASSIFY,
     ),
     # Any other GPU: sized for 64 KiB of shared memory.
-    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE),
+    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE, classify=_CLASSIFY),
 }
 
 
@@ -187,6 +220,26 @@ def refine_blocks(tile: RefineTile, channels: int, heads: int, entries: int) -> 
         "BLOCK_J": max(16, padded, min(tile.block_j, power_of_two(heads * padded))),
         "BLOCK_N": tile.block_n,
         "BLOCK_C": power_of_two(channels),
+        "PADDED": padded,
+    }
+
+
+def classify_blocks(kernel: str, tile: ClassifyTile, channels: int, classes: int, prototypes: int) -> dict[str, int]:
+    """Compile-time block sizes of the classify kernels: a block holds the padded prototypes of whole classes.
+
+    The segmentation kernels have all classes in one block, of fewer pixels where there are many.
+    """
+    features = max(16, power_of_two(channels // 16))
+    padded = power_of_two(prototypes)
+    fitting = power_of_two(classes)
+    if kernel not in SEGMENTATION_KERNELS:
+        fitting = max(1, min(tile.block_j // padded, fitting))
+    block_k = max(fitting, 16 // padded)  # matrix instructions need 16 rows
+    widest = max(features, block_k * padded if kernel in SEGMENTATION_KERNELS else 0)
+    return {
+        "BLOCK_N": max(1, tile.block_n * 16 // widest),
+        "U": features,
+        "BLOCK_K": block_k,
         "PADDED": padded,
     }
 

@@ -77,7 +77,7 @@ def backends() -> dict[str, str]:
 def select(operator: str, tensor: torch.Tensor, entries: int = 0) -> str:
     """The name of the back end that computes ``operator`` on tensors like ``tensor``, whose last dimension is C.
 
-    ``entries``: dictionary entries of a head, for operators with a softmax over them.
+    ``entries``: dictionary entries of a head, or class vectors, for operators with a softmax over them.
 
     Raises:
         BackendError: a forced back end cannot serve the call.

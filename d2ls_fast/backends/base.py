@@ -22,7 +22,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
     channels: int
     entries: int
-    """Dictionary entries of a head, where the operator has a softmax over them; else 0."""
+    """Where the operator has a softmax over them: dictionary entries of a head, or class vectors; else 0."""
 
 
 class Backend(Protocol):

@@ -11,8 +11,9 @@ from d2ls_fast import _extension
 from d2ls_fast.backends.base import Call, Support
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TRITON_OPERATORS = ("attend", "refine", "refine_attend")
+_TRITON_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels", "segmentation_loss")
 _TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
+_TRITON_VECTORS = 256  # and so are the scores of a sub-pixel for all class vectors, where the loss needs their softmax
 _CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels", "segmentation_loss")
 
 
@@ -59,7 +60,10 @@ class Triton:
             return Support(False, f"the tensors are on {call.device}, this back end works on cuda")
         if call.channels % 16 or not 16 <= call.channels <= 1024:
             return Support(False, f"C must be a multiple of 16 from 16 to 1024, got {call.channels}")
-        if call.entries > _TRITON_ENTRIES:
+        if call.operator == "segmentation_loss":
+            if call.entries > _TRITON_VECTORS:
+                return Support(False, f"at most {_TRITON_VECTORS} class vectors, got {call.entries}")
+        elif call.entries > _TRITON_ENTRIES:
             return Support(False, f"at most {_TRITON_ENTRIES} dictionary entries a head, got {call.entries}")
         return _dtype_support(call)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -62,10 +64,12 @@ def classify(
     """
     norm_weight, norm_bias, hyper = as_vectors(pixels, norm_weight, norm_bias, hyper)
     check_classify("classify", pixels, norm_weight, norm_bias, hyper, grid, prototypes, reduction)
-    image = pixels.unflatten(1, grid)
-    if select("classify", pixels) in ("reference", "torch"):
-        return classify_definition(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps)
-    logits: Tensor = torch.ops.d2ls_fast.classify(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps)
+    arguments = (pixels.unflatten(1, grid), norm_weight, norm_bias, hyper, prototypes, reduction, eps)
+    name = select("classify", pixels)
+    if name in ("reference", "torch"):
+        return classify_definition(*arguments)
+    operator = torch.ops.d2ls_fast.classify_triton if name == "triton" else torch.ops.d2ls_fast.classify
+    logits: Tensor = operator(*arguments)
     return logits
 
 
@@ -101,10 +105,13 @@ def classify_labels(
     if not (1 <= height <= 4 * h and 1 <= width <= 4 * w):
         raise ValueError(f"classify_labels: size must be at most {(4 * h, 4 * w)} and at least (1, 1), got {size}")
     arguments = (pixels.unflatten(1, grid), norm_weight, norm_bias, hyper, prototypes, reduction, eps)
-    if select("classify_labels", pixels) in ("reference", "torch"):
+    name = select("classify_labels", pixels)
+    if name in ("reference", "torch"):
         labels, confidence = classify_labels_definition(*arguments, return_confidence)
     else:
-        labels, confidence = torch.ops.d2ls_fast.classify_labels(*arguments, return_confidence)
+        namespace = torch.ops.d2ls_fast
+        operator = namespace.classify_labels_triton if name == "triton" else namespace.classify_labels
+        labels, confidence = operator(*arguments, return_confidence)
     labels = labels[:, :height, :width].contiguous()
     return labels, confidence[:, :height, :width].contiguous() if return_confidence else None
 
@@ -295,27 +302,71 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = inputs[4:]
 
 
-def _backward(ctx: Any, grad_logits: Tensor) -> tuple[Any, ...]:
-    gradients = torch.ops.d2ls_fast.classify_backward(*ctx.saved_tensors, grad_logits, *ctx.options)
-    return (*gradients, None, None, None)
+def _triton_classify(*arguments: Any) -> Tensor:
+    from d2ls_fast.kernels import classify as kernel  # imported at the first call: it imports triton
+
+    return kernel.classify_logits(kernel.Inputs(*arguments))
 
 
-_plain: tuple[Any, ...] = (classify_definition, classify_labels_definition, plain_backward)
-_cpu = (None, None, None) if _extension.LOADED else _plain
+def _triton_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from d2ls_fast.kernels import classify as kernel
 
-define("classify", f"({_TENSORS}, {_OPTIONS}) -> Tensor", fake=_fake_classify, cpu=_cpu[0], cuda=_plain[0])
-define(
-    "classify_labels",
-    f"({_TENSORS}, {_OPTIONS}, bool return_confidence) -> (Tensor, Tensor)",
-    fake=_fake_labels,
-    cpu=_cpu[1],
-    cuda=_plain[1],
-)
-define(
-    "classify_backward",
-    f"({_TENSORS}, Tensor grad_logits, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    fake=_fake_backward,
-    cpu=_cpu[2],
-    cuda=_plain[2],
-)
-torch.library.register_autograd("d2ls_fast::classify", _backward, setup_context=_setup_context, lib=LIBRARY)
+    *inputs, return_confidence = arguments
+    return kernel.classify_labels(kernel.Inputs(*inputs), return_confidence)
+
+
+def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from d2ls_fast.kernels import classify as kernel
+
+    return kernel.classify_backward(kernel.Inputs(*arguments[:4], *arguments[5:]), arguments[4])
+
+
+def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The Triton kernel, or plain PyTorch for pixels it does not take (a forced back end refuses those instead)."""
+
+    def either(image: Tensor, *arguments: Any) -> Any:
+        from d2ls_fast.kernels.classify import why_not
+
+        return (plain if why_not(image) else kernel)(image, *arguments)
+
+    return either
+
+
+def _register(suffix: str, cpu: tuple[Any, Any, Any], cuda: tuple[Any, Any, Any]) -> None:
+    """classify, classify_labels and the backward operator: three kernels (or Nones) for each device."""
+    name = f"classify{suffix}"
+    define(name, f"({_TENSORS}, {_OPTIONS}) -> Tensor", fake=_fake_classify, cpu=cpu[0], cuda=cuda[0])
+    define(
+        f"classify_labels{suffix}",
+        f"({_TENSORS}, {_OPTIONS}, bool return_confidence) -> (Tensor, Tensor)",
+        fake=_fake_labels,
+        cpu=cpu[1],
+        cuda=cuda[1],
+    )
+    define(
+        f"{name}_backward",
+        f"({_TENSORS}, Tensor grad_logits, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+        fake=_fake_backward,
+        cpu=cpu[2],
+        cuda=cuda[2],
+    )
+    backward_operator = getattr(torch.ops.d2ls_fast, f"{name}_backward")
+
+    def backward(ctx: Any, grad_logits: Tensor) -> tuple[Any, ...]:
+        return (*backward_operator(*ctx.saved_tensors, grad_logits, *ctx.options), None, None, None)
+
+    torch.library.register_autograd(f"d2ls_fast::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
+
+
+_PLAIN = (classify_definition, classify_labels_definition, plain_backward)
+_TRITON = (_triton_classify, _triton_labels, _triton_backward)
+_GPU: tuple[Any, Any, Any] = _PLAIN
+if importlib.util.find_spec("triton") is not None:
+    _GPU = (
+        _where_it_fits(_triton_classify, classify_definition),
+        _where_it_fits(_triton_labels, classify_labels_definition),
+        _where_it_fits(_triton_backward, plain_backward),
+    )
+
+_register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
+_register("_triton", cpu=_TRITON, cuda=_TRITON)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -80,11 +82,14 @@ def segmentation_loss(
         class_weights = class_weights.detach().to(hyper.dtype)
     image = pixels.unflatten(1, grid)
     arguments = (image, norm_weight, norm_bias, hyper, target, class_weights, smoothing, ignore_index)
-    if select("segmentation_loss", pixels) in ("reference", "torch"):
+    name = select("segmentation_loss", pixels, entries=hyper.shape[1])
+    if name in ("reference", "torch"):
         sums = segmentation_sums_definition(*arguments, prototypes, reduction, eps)
     else:
+        namespace = torch.ops.d2ls_fast
+        operator = namespace.segmentation_sums_triton if name == "triton" else namespace.segmentation_sums
         try:
-            sums = torch.ops.d2ls_fast.segmentation_sums(*arguments, prototypes, reduction, eps)
+            sums = operator(*arguments, prototypes, reduction, eps)
         except RuntimeError as error:
             wrong_label = re.search("target must hold classes.*", str(error))
             if wrong_label is None:
@@ -218,28 +223,72 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.options = inputs[_TENSORS:]
 
 
-def _backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-    of_sums = gradients[:3]  # the fourth, of count, is a constant
-    results = torch.ops.d2ls_fast.segmentation_sums_backward(*ctx.saved_tensors, *ctx.options, *of_sums)
-    return (*results, *(None,) * (_TENSORS - 4 + len(ctx.options)))
+def _triton_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    from d2ls_fast.kernels import segmentation_loss as kernel  # imported at the first call: it imports triton
+
+    return kernel.segmentation_forward(*_grouped(*arguments))
 
 
-_plain: tuple[Any, ...] = (segmentation_sums_definition, plain_backward)
-_cpu = (None, None) if _extension.LOADED else _plain
+def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from d2ls_fast.kernels import segmentation_loss as kernel
 
-define(
-    "segmentation_sums",
-    f"({_ARGUMENTS}) -> (Tensor cross_entropy, Tensor overlap, Tensor volume, Tensor count)",
-    fake=_fake,
-    cpu=_cpu[0],
-    cuda=_plain[0],
-)
-define(
-    "segmentation_sums_backward",
-    f"({_ARGUMENTS}, Tensor grad_cross_entropy, Tensor grad_overlap, Tensor grad_volume)"
-    " -> (Tensor grad_pixels, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_hyper)",
-    fake=_fake_backward,
-    cpu=_cpu[1],
-    cuda=_plain[1],
-)
-torch.library.register_autograd("d2ls_fast::segmentation_sums", _backward, setup_context=_setup_context, lib=LIBRARY)
+    return kernel.segmentation_backward(*_grouped(*arguments[:-3]), *arguments[-3:])
+
+
+def _grouped(*arguments: Any) -> tuple[Any, Any]:
+    """The operator's arguments as the launchers take them: (inputs of classify, labels)."""
+    from d2ls_fast.kernels import classify, segmentation_loss
+
+    return classify.Inputs(*arguments[:4], *arguments[8:]), segmentation_loss.Labels(*arguments[4:8])
+
+
+def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The Triton kernel, or plain PyTorch for shapes it does not take (a forced back end refuses those instead)."""
+
+    def either(*arguments: Any) -> Any:
+        from d2ls_fast.kernels.segmentation_loss import why_not
+
+        return (plain if why_not(arguments[0], arguments[3]) else kernel)(*arguments)
+
+    return either
+
+
+def _register(suffix: str, cpu: tuple[Any, Any], cuda: tuple[Any, Any]) -> None:
+    """The operator and its backward operator: two kernels (or Nones) for each device."""
+    name = f"segmentation_sums{suffix}"
+    define(
+        name,
+        f"({_ARGUMENTS}) -> (Tensor cross_entropy, Tensor overlap, Tensor volume, Tensor count)",
+        fake=_fake,
+        cpu=cpu[0],
+        cuda=cuda[0],
+    )
+    define(
+        f"{name}_backward",
+        f"({_ARGUMENTS}, Tensor grad_cross_entropy, Tensor grad_overlap, Tensor grad_volume)"
+        " -> (Tensor grad_pixels, Tensor grad_norm_weight, Tensor grad_norm_bias, Tensor grad_hyper)",
+        fake=_fake_backward,
+        cpu=cpu[1],
+        cuda=cuda[1],
+    )
+    backward_operator = getattr(torch.ops.d2ls_fast, f"{name}_backward")
+
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        of_sums = gradients[:3]  # the fourth, of count, is a constant
+        results = backward_operator(*ctx.saved_tensors, *ctx.options, *of_sums)
+        return (*results, *(None,) * (_TENSORS - 4 + len(ctx.options)))
+
+    torch.library.register_autograd(f"d2ls_fast::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
+
+
+_PLAIN = (segmentation_sums_definition, plain_backward)
+_TRITON = (_triton_forward, _triton_backward)
+_GPU: tuple[Any, Any] = _PLAIN
+if importlib.util.find_spec("triton") is not None:
+    _GPU = (
+        _where_it_fits(_triton_forward, segmentation_sums_definition),
+        _where_it_fits(_triton_backward, plain_backward),
+    )
+
+_register("", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
+_register("_triton", cpu=_TRITON, cuda=_TRITON)

@@ -1,0 +1,103 @@
+"""The Triton kernels of ``classify``: right in the interpreter, and compiled ahead of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2ls_fast.benchmarks import triton_resources
+from d2ls_fast.kernels import configs
+from d2ls_fast.kernels.classify import Inputs, classify_logits
+
+CHILD = Path(__file__).with_name("classify_cases.py")
+# The names of classify_cases.CASES, which this process must not import: it would switch Triton to its interpreter.
+CASES = [
+    "one pixel, one class",
+    "fp32",
+    "fp32, model width",
+    "fp32, blocks of classes",
+    "fp32, many classes, three prototypes",
+    "fp32, largest prototype",
+    "fp32, mean of prototypes",
+    "fp32, more prototypes than a block",
+    "fp32, widest",
+    "fp32, TF32 allowed",
+    "fp32, many chunks",
+    "fp32, views",
+    "bf16",
+    "bf16, model width",
+    "bf16, blocks of classes, prototypes",
+    "fp16",
+    "fp16, blocks of classes",
+    "repeat",
+    "extreme",
+    "ties",
+    "many classes",
+]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict[str, list[float]]]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, str(CHILD)], capture_output=True, text=True, env=environment)
+    assert child.returncode == 0, child.stderr[-4000:]
+    result: dict[str, dict[str, list[float]]] = json.loads(child.stdout.splitlines()[-1])
+    return result
+
+
+def test_every_case_ran(report: dict[str, dict[str, list[float]]]) -> None:
+    assert list(report) == CASES
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted(report: dict[str, dict[str, list[float]]], case: str) -> None:
+    for name, (error, allowed) in report[case].items():
+        assert error <= allowed, f"{name}: error {error:.2e} exceeds {allowed:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("sm_90", kernel) for kernel in configs.CLASSIFY_KERNELS]
+    + [(name, "classify_grad_pixels") for name in ("sm_80", "sm_100", "gfx942")],
+)
+def test_compiles_without_spills(name: str, kernel: str) -> None:
+    assert triton_resources.compile_classify(name, kernel, "ieee").problem == ""
+
+
+def test_every_architecture_has_every_tile() -> None:
+    kernels = configs.CLASSIFY_KERNELS + configs.SEGMENTATION_KERNELS
+    expected = {(kernel, kind) for kernel in kernels for kind in configs.CLASSIFY_KINDS}
+    for name, table in configs.ARCHITECTURES.items():
+        assert set(table.classify) == expected, name
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 16, 19, 150])
+@pytest.mark.parametrize("prototypes", [1, 3, 20])
+def test_blocks_hold_whole_classes(classes: int, prototypes: int) -> None:
+    for channels in (16, 96, 256, 1024):
+        blocks = configs.classify_blocks(
+            "classify_logits", configs.ClassifyTile(8, 16, 4, 1), channels, classes, prototypes
+        )
+        assert prototypes <= blocks["PADDED"] < 2 * prototypes and blocks["BLOCK_K"] >= 1
+        assert blocks["BLOCK_K"] * blocks["PADDED"] >= 16
+        assert 16 * blocks["U"] >= channels and blocks["BLOCK_N"] * blocks["U"] <= 8 * 16
+
+
+def _inputs(channels: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    vector = torch.zeros(channels // 4)
+    hyper = torch.zeros(1, 2, channels // 16)
+    return Inputs(torch.zeros(1, 2, 2, channels, dtype=dtype), vector, vector, hyper, 1, "max", 1e-6)
+
+
+def test_refuses_what_it_cannot_take() -> None:
+    for channels in (24, 1040):
+        with pytest.raises(ValueError, match="classify: channels must be a multiple of 16 from 16 to 1024"):
+            classify_logits(_inputs(channels))
+    with pytest.raises(TypeError, match="classify: pixels must be float32, bfloat16 or float16"):
+        classify_logits(_inputs(32, torch.float64))
