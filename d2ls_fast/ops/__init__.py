@@ -2,7 +2,8 @@
 
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.classify import classify, classify_labels
+from d2ls_fast.ops.fuse_pyramid import fuse_pyramid
 from d2ls_fast.ops.refine import refine
 from d2ls_fast.ops.refine_attend import refine_attend
 
-__all__ = ["attend", "classify", "classify_labels", "refine", "refine_attend"]
+__all__ = ["attend", "classify", "classify_labels", "fuse_pyramid", "refine", "refine_attend"]
