@@ -8,8 +8,8 @@
 namespace d2ls {
 namespace {
 
-// Pixels of a coarse level times its channels in one task of the forward, and channels of a task of the backward.
-constexpr int64_t kTaskProducts = 64 * 256;
+// Pixels of a coarse level in one task of the forward, and channels of a task of the backward.
+constexpr int64_t kTaskPixels = 48;
 constexpr int64_t kTaskChannels = 128;
 // Fine pixels that a band of the gather should span: its rows then stay in the second-level cache.
 constexpr int64_t kBandPixels = 2048;
@@ -17,7 +17,7 @@ constexpr int64_t kBandPixels = 2048;
 const PyramidKernels& kernels() {
   static const PyramidKernels chosen = [] {
 #if defined(__x86_64__)
-    if (isa() == Isa::avx512) return pyramid_kernels_avx512();
+    if (isa() >= Isa::avx512) return pyramid_kernels_avx512();
     if (isa() == Isa::avx2) return pyramid_kernels_avx2();
 #endif
     return pyramid_kernels_portable();
@@ -115,13 +115,12 @@ struct Task {
 
 std::vector<Task> product_tasks(const PyramidInputs& in) {
   std::vector<Task> tasks;
-  for (size_t i = 1; i < in.levels.size(); ++i) {
+  // The coarsest level first: its tasks are the longest.
+  for (int64_t i = static_cast<int64_t>(in.levels.size()) - 1; i > 0; --i) {
     const PyramidLevel& level = in.levels[i];
-    const int64_t pixels = std::max<int64_t>(12, kTaskProducts / level.channels / 12 * 12);
     for (int64_t b = 0; b < in.batch; ++b) {
-      for (int64_t n = 0; n < level.pixels(); n += pixels) {
-        const int64_t end = std::min(n + pixels, level.pixels());
-        tasks.push_back({static_cast<int64_t>(i), {b, n, end, 0, level.channels}});
+      for (int64_t n = 0; n < level.pixels(); n += kTaskPixels) {
+        tasks.push_back({i, {b, n, std::min(n + kTaskPixels, level.pixels()), 0, level.channels}});
       }
     }
   }
@@ -182,9 +181,10 @@ void pyramid_forward(const PyramidInputs& in, const float* bias, void* fused, co
   const int64_t scratch_floats = scratch_of(in, shape);
   Coarse coarse(in, shape);
   const std::vector<Task> tasks = product_tasks(in);
-  parallel(static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+  const int64_t count = tasks.size();
+  parallel_tasks(parallel, count, [&](const Next& next) {
     const Buffer scratch(scratch_floats);
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t t = next(); t < count; t = next()) {
       const int64_t i = tasks[t].level;
       kernels().multiply(shape, in.levels[i], weights[i], tasks[t].part, coarse.levels[i - 1].product, scratch.get());
     }
@@ -224,9 +224,10 @@ void pyramid_backward(const PyramidInputs& in, const void* grad_fused, float* gr
   }
   const Buffer partials(starts.back());
   const int64_t scratch_floats = scratch_of(in, shape);
-  parallel(static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+  const int64_t count = tasks.size();
+  parallel_tasks(parallel, count, [&](const Next& next) {
     const Buffer scratch(scratch_floats);
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t t = next(); t < count; t = next()) {
       const PyramidPart& part = tasks[t].part;
       const int64_t i = tasks[t].level;
       float* partial = partials.get() + starts[t];

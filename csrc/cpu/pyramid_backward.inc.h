@@ -77,7 +77,18 @@ inline void pyramid_gather(const PyramidShape& shape, const void* grad_fused, co
   }
 }
 
-// Rows [T, channels] in float32 to the map's channels of the tile's pixels.
+// to[i][j] = from[j][i] of 4 x 4 values.
+inline void transpose_quads(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  using Quad = VectorOf<4>::Float;
+  const Quad a = load<4>(from), b = load<4>(from + from_stride);
+  const Quad c = load<4>(from + 2 * from_stride), d = load<4>(from + 3 * from_stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    store(to + i * to_stride, Quad{a[i], b[i], c[i], d[i]});
+  }
+}
+
+// Rows [T, padded channels] in float32 to the map's channels of the tile's pixels.
 inline void pyramid_store(const PyramidShape& shape, const PyramidMap& map, const PyramidPart& part, int64_t begin,
                           int64_t pixels, const float* rows, int64_t stride) {
   const int64_t channels = part.last_channel - part.first_channel;
@@ -88,12 +99,14 @@ inline void pyramid_store(const PyramidShape& shape, const PyramidMap& map, cons
     }
     return;
   }
-  float line[kPyramidTile];
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t n = 0; n < pixels; ++n) {
-      line[n] = rows[n * stride + c];
+  float lines[4][kPyramidTile];
+  for (int64_t c = 0; c < channels; c += 4) {
+    for (int64_t n = 0; n < kPyramidTile; n += 4) {
+      transpose_quads(rows + n * stride + c, stride, &lines[0][n], kPyramidTile);
     }
-    narrow(shape.dtype, line, map.data, first + c * map.channel_stride, pixels);
+    for (int64_t i = 0; i < 4 && c + i < channels; ++i) {
+      narrow(shape.dtype, lines[i], map.data, first + (c + i) * map.channel_stride, pixels);
+    }
   }
 }
 
