@@ -1,7 +1,7 @@
 """Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel of ``attend``, ``refine`` and ``refine_attend`` at C = 256 (512 where wide), 64
+and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend`` and ``fuse_pyramid`` at C = 256 (512 where wide), 64
 query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``).
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
@@ -26,7 +26,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from d2ls_fast.files import replacing
-from d2ls_fast.kernels import _attend_backward, _attend_forward, _refine_backward, _refine_forward, configs
+from d2ls_fast.kernels import (
+    _attend_backward,
+    _attend_forward,
+    _fuse_pyramid,
+    _refine_backward,
+    _refine_forward,
+    configs,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -48,11 +55,18 @@ REFINE_FUNCTIONS = {
     "refine_grad_rows": _refine_backward.refine_grad_rows,
     "refine_grad_pixels": _refine_backward.refine_grad_pixels,
 }
+PYRAMID_FUNCTIONS = {
+    "pyramid_sum": _fuse_pyramid.pyramid_sum,
+    "pyramid_gather": _fuse_pyramid.pyramid_gather,
+}
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
+    "fused", "product_1", "product_2", "product_3", "grad_product",
 }  # fmt: skip
 COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries"}
+COUNTS |= {"height", "width", "height_1", "width_1", "height_2", "width_2", "height_3", "width_3"}
+COUNTS |= {"level_height", "level_width"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
 HEADS, ENTRIES = 8, 7
@@ -115,7 +129,7 @@ def _read_amd(assembly: str) -> tuple[int, int, dict[str, int]]:
 
 
 def _compile(
-    name: str, function: Any, kind: str, constants: dict[str, Any], tile: configs.TileConfig | configs.RefineTile
+    name: str, function: Any, kind: str, constants: dict[str, Any], tile: Any
 ) -> tuple[tuple[int, int, int], dict[str, int]]:
     """((registers, stack, shared memory), matrix instructions) of one kernel compiled for one target."""
     element = "fp32" if kind in ("tf32", "ieee") else "bf16"
@@ -185,6 +199,19 @@ def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_
     )  # fmt: skip
 
 
+def compile_pyramid(name: str, kernel: str, kind: str, channels: int = 256) -> Resources:
+    """``compile_one`` for a kernel of fuse_pyramid, with three coarse levels."""
+    function, table = PYRAMID_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    tile = table.pyramid[kernel, kind]
+    flags = {"C": channels, "LEVELS": 3, "BLOCK_N": tile.block_n, "BLOCK_C": min(tile.block_c, channels)}
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, kind, constants, tile)
+    return Resources(
+        name, kernel, kind, channels, "", f"{tile.block_n}x{tile.block_c}", tile.num_warps, tile.num_stages, *usage,
+        table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
 def compile_all() -> list[Resources]:
     """Every architecture, kernel and kind; the pixel gradient in its four variants."""
     rows = []
@@ -201,6 +228,7 @@ def compile_all() -> list[Resources]:
             rows.append(compile_refine(name, kernel, kind, channels))
             if "NEED_PE" in REFINE_FUNCTIONS[kernel].arg_names and kernel != "refine_grad_total":
                 rows.append(compile_refine(name, kernel, kind, channels, need_pe=True))
+        rows += [compile_pyramid(name, kernel, kind) for kernel, kind in configs.ARCHITECTURES[name].pyramid]
     return rows
 
 

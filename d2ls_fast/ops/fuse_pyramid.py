@@ -181,6 +181,23 @@ def _fake_backward(
     return grad_features, grad_weights, grad_fused.new_empty((grad_fused.shape[-1],), dtype=dtype)
 
 
+def _triton_forward(features: list[Tensor], weights: list[Tensor], bias: Tensor) -> Tensor:
+    from d2ls_fast.kernels import fuse_pyramid as kernel  # imported at the first call: it imports triton
+
+    return kernel.fuse_pyramid_forward(features, weights, bias)
+
+
+def _triton_backward(
+    grad_fused: Tensor, features: list[Tensor], weights: list[Tensor], need_features: bool
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    from d2ls_fast.kernels import fuse_pyramid as kernel
+
+    grad_features, grad_weights, grad_bias = kernel.fuse_pyramid_backward(grad_fused, features, weights, need_features)
+    # The layout that the other kernels give: channels-last where the map is.
+    grad_features = [_empty_like_map(f).copy_(g) for f, g in zip(features, grad_features, strict=False)]
+    return grad_features, grad_weights, grad_bias
+
+
 def _setup_context(ctx: Any, inputs: tuple[list[Tensor], list[Tensor], Tensor], output: Tensor) -> None:
     features, weights, _ = inputs
     ctx.levels = len(features)
@@ -205,5 +222,8 @@ def _register(name: str, cpu: tuple[Any, Any], cuda: tuple[Any, Any]) -> None:
 
 
 _PLAIN = (fuse_pyramid_definition, plain_backward)
+_TRITON = (_triton_forward, _triton_backward)
+_GPU = _TRITON if importlib.util.find_spec("triton") is not None else _PLAIN
 
-_register("fuse_pyramid", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_PLAIN)
+_register("fuse_pyramid", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
+_register("fuse_pyramid_triton", cpu=_TRITON, cuda=_TRITON)
