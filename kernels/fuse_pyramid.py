@@ -3,10 +3,11 @@
 The products of the maps with their weights are the library's. Forward: the finest product is written where the result
 shall be; one kernel adds the bias and the four bilinear taps of up to three coarse products to every pixel, in place
 (more levels take another launch). Backward: every pixel of a coarse product sums the fine pixels that took from it, in
-their order and without atomics, so that results repeat bit for bit; the library's products do the rest. Sums are float32.
+their order and without atomics, so that results repeat bit for bit; the library's products do the rest. Sums are
+float32.
 
-Shapes: B, C, number and sizes of levels are free; the pixels of one image must be countable in 32 bits.
-Addresses are 64-bit.
+Shapes: B, C, number and sizes of levels are free; the pixels of one image must be countable in 32 bits. Addresses are
+64-bit.
 """
 
 from __future__ import annotations

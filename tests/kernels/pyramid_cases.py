@@ -51,17 +51,16 @@ class Case:
 
 
 BF16, FP16 = torch.bfloat16, torch.float16
-PYRAMID = ((11, 14), (6, 7), (3, 4), (2, 2))
 CASES = {
     "one pixel": Case(1, 16, (3,), ((1, 1),)),
     "one level": Case(2, 48, (5,), ((7, 5),)),
-    "fp32": Case(2, 80, (6, 7, 8, 9), PYRAMID),
-    "fp32, channels last": Case(1, 32, (6, 7), ((5, 9), (3, 5)), channels_last=True),
-    "fp32, two launches": Case(1, 16, (2, 3, 4, 5, 6), ((9, 8), (5, 4), (3, 2), (9, 8), (1, 1))),
-    "fp32, larger coarse level": Case(1, 16, (2, 3), ((5, 7), (11, 3))),
-    "bf16": Case(3, 48, (6, 7, 8), ((5, 23), (3, 12), (2, 6)), BF16),
-    "bf16, model width": Case(1, 256, (12, 24, 48, 96), ((8, 8), (4, 4), (2, 2), (1, 1)), BF16),
-    "fp16": Case(1, 32, (6, 7), ((7, 9), (4, 5)), FP16),
+    "fp32": Case(2, 80, (6, 7, 8), ((5, 6), (3, 3), (2, 2))),
+    "fp32, channels last": Case(1, 32, (6, 7), ((5, 19), (3, 10)), channels_last=True),
+    "fp32, two launches": Case(1, 16, (2, 3, 4, 5, 6), ((5, 4), (3, 2), (2, 1), (5, 4), (1, 1))),
+    "fp32, larger coarse level": Case(1, 16, (2, 3), ((3, 4), (5, 2))),
+    "bf16": Case(3, 48, (6, 7), ((3, 35), (2, 18)), BF16),
+    "bf16, model width": Case(1, 256, (12, 24), ((4, 4), (2, 2)), BF16),
+    "fp16": Case(1, 32, (6, 7), ((5, 5), (3, 3)), FP16),
 }
 
 
@@ -100,7 +99,7 @@ def compare(case: Case) -> dict[str, list[float]]:
 
 def repeat() -> dict[str, list[float]]:
     """Differing elements between repeats."""
-    case = Case(2, 32, (6, 7, 8), ((9, 7), (5, 4), (3, 2)), BF16)
+    case = Case(2, 32, (6, 7), ((5, 4), (3, 2)), BF16)
     first, second = kernel(case), kernel(case)
     return {"repeats": [sum(int((a != b).sum()) for a, b in zip(first, second, strict=True)), 0]}
 
@@ -109,7 +108,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     report = {name: compare(case) for name, case in CASES.items()}
-    extreme = compare(Case(1, 32, (6, 7), ((5, 6), (3, 3)), scale=1e30))
+    extreme = compare(Case(1, 32, (6, 7), ((3, 4), (2, 2)), scale=1e30))
     print(json.dumps(report | {"repeat": repeat(), "extreme": extreme}))
 
 
