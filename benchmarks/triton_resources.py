@@ -1,9 +1,8 @@
 """Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend``, ``classify`` and
-``segmentation_loss`` at C = 256 (512 where wide), 64 query rows, 8 heads of 7 entries, and 7 classes (the whole table
-of ``kernels/configs.py``).
+and matrix instructions of every kernel at C = 256 (512 where wide), 64 query rows, 8 heads of 7 entries, 7 classes: the
+whole table of ``kernels/configs.py``.
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
 
@@ -32,6 +31,7 @@ from d2ls_fast.kernels import (
     _attend_forward,
     _classify_backward,
     _classify_forward,
+    _fuse_pyramid,
     _refine_backward,
     _refine_forward,
     _segmentation_backward,
@@ -67,15 +67,22 @@ CLASSIFY_FUNCTIONS = {
     "segmentation_sums": _segmentation_forward.segmentation_sums,
     "segmentation_grad": _segmentation_backward.segmentation_grad,
 }
+PYRAMID_FUNCTIONS = {
+    "pyramid_sum": _fuse_pyramid.pyramid_sum,
+    "pyramid_gather": _fuse_pyramid.pyramid_gather,
+}
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
+    "fused", "product_1", "product_2", "product_3", "grad_product",
 }  # fmt: skip
 COUNTS = {
     "num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries",
     "height", "width", "classes", "prototypes", "target_height", "target_width", "ignore_index",
 }  # fmt: skip
 OTHER_TYPES = {"eps": "fp32", "smoothing": "fp32", "labels": "*u8", "target": "*i64", "part_counts": "*i32"}
+COUNTS |= {"height", "width", "height_1", "width_1", "height_2", "width_2", "height_3", "width_3"}
+COUNTS |= {"level_height", "level_width"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
 HEADS, ENTRIES = 8, 7
@@ -139,11 +146,7 @@ def _read_amd(assembly: str) -> tuple[int, int, dict[str, int]]:
 
 
 def _compile(
-    name: str,
-    function: Any,
-    kind: str,
-    constants: dict[str, Any],
-    tile: configs.TileConfig | configs.RefineTile | configs.ClassifyTile,
+    name: str, function: Any, kind: str, constants: dict[str, Any], tile: Any
 ) -> tuple[tuple[int, int, int], dict[str, int]]:
     """((registers, stack, shared memory), matrix instructions) of one kernel compiled for one target."""
     element = "fp32" if kind in ("tf32", "ieee") else "bf16"
@@ -232,6 +235,19 @@ def compile_classify(name: str, kernel: str, kind: str, prototypes: int = 1, one
     )  # fmt: skip
 
 
+def compile_pyramid(name: str, kernel: str, kind: str, channels: int = 256) -> Resources:
+    """``compile_one`` for a kernel of fuse_pyramid, with three coarse levels."""
+    function, table = PYRAMID_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    tile = table.pyramid[kernel, kind]
+    flags = {"C": channels, "LEVELS": 3, "BLOCK_N": tile.block_n, "BLOCK_C": min(tile.block_c, channels)}
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, kind, constants, tile)
+    return Resources(
+        name, kernel, kind, channels, "", f"{tile.block_n}x{tile.block_c}", tile.num_warps, tile.num_stages, *usage,
+        table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
 def compile_all() -> list[Resources]:
     """Every architecture, kernel and kind; the pixel gradient in its four variants."""
     rows = []
@@ -253,6 +269,7 @@ def compile_all() -> list[Resources]:
             rows.append(compile_classify(name, kernel, kind, prototypes=3))
             if "ONE_BLOCK" in CLASSIFY_FUNCTIONS[kernel].arg_names:
                 rows.append(compile_classify(name, kernel, kind, one_block=False))
+        rows += [compile_pyramid(name, kernel, kind) for kernel, kind in configs.ARCHITECTURES[name].pyramid]
     return rows
 
 

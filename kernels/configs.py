@@ -7,7 +7,7 @@ The fused passes of refine_attend have entries only where they do not spill.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -51,6 +51,26 @@ class ClassifyTile:
 
 
 @dataclass(frozen=True)
+class PyramidTile:
+    """Tile of a pyramid kernel: pixels (at most one row of a coarse level in the backward) x channels."""
+
+    block_n: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+
+
+PYRAMID_KERNELS = ("pyramid_sum", "pyramid_gather")
+# Both only move and add; 16-byte words of every lane and enough loads in flight is all they want.
+_PYRAMID = {
+    ("pyramid_sum", "half"): PyramidTile(32, 128, 4, 1),
+    ("pyramid_sum", "ieee"): PyramidTile(16, 128, 4, 1),
+    ("pyramid_gather", "half"): PyramidTile(16, 128, 4, 2),
+    ("pyramid_gather", "ieee"): PyramidTile(16, 128, 4, 2),
+}
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The tiles of one architecture, and what it has: shared memory [bytes] and how many programs fill it."""
 
@@ -59,6 +79,7 @@ class Architecture:
     tiles: dict[tuple[str, str], TileConfig]
     refine: dict[tuple[str, str], RefineTile]
     classify: dict[tuple[str, str], ClassifyTile]
+    pyramid: dict[tuple[str, str], PyramidTile] = field(default_factory=lambda: _PYRAMID)
 
 
 KERNELS = ("forward", "grad_pixels", "grad_query")

@@ -11,10 +11,17 @@ from d2ls_fast import _extension
 from d2ls_fast.backends.base import Call, Support
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TRITON_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels", "segmentation_loss")
+_OPERATORS = (
+    "attend",
+    "refine",
+    "refine_attend",
+    "fuse_pyramid",
+    "classify",
+    "classify_labels",
+    "segmentation_loss",
+)
 _TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
 _TRITON_VECTORS = 256  # and so are the scores of a sub-pixel for all class vectors, where the loss needs their softmax
-_CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels", "segmentation_loss")
 
 
 def _dtype_support(call: Call) -> Support:
@@ -34,7 +41,7 @@ class Cpu:
         return Support(False, _extension.WHY_NOT)
 
     def supports(self, call: Call) -> Support:
-        if call.operator not in _CPU_OPERATORS:
+        if call.operator not in _OPERATORS:
             return Support(False, f"no C++ kernel for {call.operator}")
         if call.device != "cpu":
             return Support(False, f"the tensors are on {call.device}, this back end works on cpu")
@@ -54,7 +61,7 @@ class Triton:
         return Support(False, "PyTorch sees no GPU (set TRITON_INTERPRET=1 to run the kernels in the interpreter)")
 
     def supports(self, call: Call) -> Support:
-        if call.operator not in _TRITON_OPERATORS:
+        if call.operator not in _OPERATORS:
             return Support(False, f"no Triton kernel for {call.operator}")
         if call.device != "cuda" and not _interpreted():
             return Support(False, f"the tensors are on {call.device}, this back end works on cuda")

@@ -41,10 +41,13 @@ class RandomFourierPositions(nn.Module):
         g = self.frequencies.to(exact)
         column = _centres(width, g).unsqueeze(1) * (2 * math.pi * g[0])  # [w, C/2]
         row = _centres(height, g).unsqueeze(1) * (2 * math.pi * g[1])  # [h, C/2]
-        sin_r, cos_r = row.sin().to(dtype).unsqueeze(1), row.cos().to(dtype).unsqueeze(1)
-        sin_c, cos_c = column.sin().to(dtype).unsqueeze(0), column.cos().to(dtype).unsqueeze(0)
-        sine, cosine = sin_r * cos_c + cos_r * sin_c, cos_r * cos_c - sin_r * sin_c
-        return torch.cat((sine, cosine), dim=-1).flatten(0, 1)
+        sin_r, cos_r = row.sin().to(dtype), row.cos().to(dtype)
+        sin_c, cos_c = column.sin().to(dtype), column.cos().to(dtype)
+        # Both halves at once, so that the table is the only tensor of its size:
+        # [sin_r, cos_r] [cos_c, cos_c] + [cos_r, -sin_r] [sin_c, sin_c]
+        table = torch.cat((sin_r, cos_r), -1).unsqueeze(1) * torch.cat((cos_c, cos_c), -1)
+        table.addcmul_(torch.cat((cos_r, -sin_r), -1).unsqueeze(1), torch.cat((sin_c, sin_c), -1))
+        return table.flatten(0, 1)
 
 
 def _centres(size: int, like: Tensor) -> Tensor:

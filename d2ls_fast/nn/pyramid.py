@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls_fast.backends import current as current_backend
+from d2ls_fast.ops.fuse_pyramid import fuse_pyramid, upsample
 
 
 class PyramidNeck(nn.Module):
@@ -52,25 +52,22 @@ class PyramidNeck(nn.Module):
         levels = []
         for projection, feature in zip(self.projections, features, strict=True):
             level = projection(feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            levels.append(_upsample(level, size))
+            levels.append(upsample(level, size))
         # The release concatenates coarse to fine.
         return self.fuse(torch.cat(levels[::-1], dim=1).flatten(2).transpose(1, 2))
 
     def _composed(self, features: Sequence[Tensor]) -> Tensor:
-        size = features[0].shape[-2:]
         parts = self.fuse.weight.chunk(len(features), dim=1)[::-1]
-        fused: Tensor | None = None
-        for index, (part, feature) in enumerate(zip(parts, features, strict=True)):
-            projection = cast(nn.Linear, self.projections[index])
-            with torch.autocast(feature.device.type, enabled=False):
-                weight, bias = part @ projection.weight, part @ projection.bias
-                if fused is None and self.fuse.bias is not None:
-                    bias = bias + self.fuse.bias
-            product = F.linear(feature.permute(0, 2, 3, 1), weight, bias)
-            level = _upsample(product.permute(0, 3, 1, 2), size)
-            fused = level if fused is None else fused + level
-        assert fused is not None
-        return fused.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        weights, biases = [], []
+        # In the parameters' own precision, under autocast too.
+        with torch.autocast(features[0].device.type, enabled=False):
+            for index, part in enumerate(parts):
+                projection = cast(nn.Linear, self.projections[index])
+                weights.append(part @ projection.weight)
+                biases.append(part @ projection.bias)
+            if self.fuse.bias is not None:
+                biases[0] = biases[0] + self.fuse.bias
+        return fuse_pyramid(features, weights, biases)
 
     def _check(self, features: Sequence[Tensor]) -> None:
         if len(features) != len(self.projections):
@@ -80,9 +77,3 @@ class PyramidNeck(nn.Module):
                 raise ValueError(
                     f"feature map {index} must be [B, {projection.in_features}, h, w], got {tuple(feature.shape)}"
                 )
-
-
-def _upsample(level: Tensor, size: torch.Size) -> Tensor:
-    if level.shape[-2:] == size:
-        return level
-    return F.interpolate(level, size=size, mode="bilinear", align_corners=False)
