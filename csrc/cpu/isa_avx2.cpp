@@ -1,5 +1,6 @@
 // The CPU kernels for x86 with AVX2 and FMA.
 #include "cpu/classify.h"
+#include "cpu/nce.h"
 #include "cpu/pass.h"
 
 #if defined(__x86_64__)
@@ -23,11 +24,13 @@ namespace avx2 {
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/nce.inc.h"
 
 }  // namespace avx2
 
 PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
 ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
+NceKernels nce_kernels_avx2() { return avx2::nce_kernels(); }
 
 }  // namespace d2ls
 

@@ -1,5 +1,6 @@
 // The CPU kernels for x86 with AVX-512 (F, BW, DQ, VL).
 #include "cpu/classify.h"
+#include "cpu/nce.h"
 #include "cpu/pass.h"
 
 #if defined(__x86_64__)
@@ -22,11 +23,13 @@ namespace avx512 {
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/nce.inc.h"
 
 }  // namespace avx512
 
 PassKernels pass_kernels_avx512() { return avx512::pass_kernels(); }
 ClassifyKernels classify_kernels_avx512() { return avx512::classify_kernels(); }
+NceKernels nce_kernels_avx512() { return avx512::nce_kernels(); }
 
 }  // namespace d2ls
 

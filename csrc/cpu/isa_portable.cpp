@@ -1,5 +1,6 @@
 // The CPU kernels for any processor: 128-bit vectors, which SSE2 and NEON both have.
 #include "cpu/classify.h"
+#include "cpu/nce.h"
 #include "cpu/pass.h"
 
 #define D2LS_LANES 4
@@ -16,10 +17,12 @@ namespace portable {
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/nce.inc.h"
 
 }  // namespace portable
 
 PassKernels pass_kernels_portable() { return portable::pass_kernels(); }
 ClassifyKernels classify_kernels_portable() { return portable::classify_kernels(); }
+NceKernels nce_kernels_portable() { return portable::nce_kernels(); }
 
 }  // namespace d2ls

@@ -11,9 +11,12 @@ from d2ls_fast import _extension
 from d2ls_fast.backends.base import Call, Support
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TRITON_OPERATORS = ("attend", "refine", "refine_attend")
+_TRITON_OPERATORS = ("attend", "refine", "refine_attend", "pixel_dictionary_nce", "ratio_contrast")
 _TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
-_CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
+_CPU_OPERATORS = (
+    *("attend", "refine", "refine_attend", "classify", "classify_labels"),
+    *("pixel_dictionary_nce", "ratio_contrast"),
+)
 
 
 def _dtype_support(call: Call) -> Support:

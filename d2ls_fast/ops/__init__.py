@@ -2,7 +2,17 @@
 
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.classify import classify, classify_labels
+from d2ls_fast.ops.pixel_dictionary_nce import pixel_dictionary_nce
+from d2ls_fast.ops.ratio_contrast import ratio_contrast
 from d2ls_fast.ops.refine import refine
 from d2ls_fast.ops.refine_attend import refine_attend
 
-__all__ = ["attend", "classify", "classify_labels", "refine", "refine_attend"]
+__all__ = [
+    "attend",
+    "classify",
+    "classify_labels",
+    "pixel_dictionary_nce",
+    "ratio_contrast",
+    "refine",
+    "refine_attend",
+]
