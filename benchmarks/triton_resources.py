@@ -1,7 +1,7 @@
 """Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel of ``attend``, ``refine`` and ``refine_attend`` at C = 256 (512 where wide), 64
+and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend`` and the contrastive losses at C = 256 (512 where wide), 64
 query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``).
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
@@ -26,7 +26,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from d2ls_fast.files import replacing
-from d2ls_fast.kernels import _attend_backward, _attend_forward, _refine_backward, _refine_forward, configs
+from d2ls_fast.kernels import (
+    _attend_backward,
+    _attend_forward,
+    _nce,
+    _refine_backward,
+    _refine_forward,
+    configs,
+    nce,
+    ratio,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -48,11 +57,25 @@ REFINE_FUNCTIONS = {
     "refine_grad_rows": _refine_backward.refine_grad_rows,
     "refine_grad_pixels": _refine_backward.refine_grad_pixels,
 }
+CONTRAST_FUNCTIONS = {
+    "nce_rows": _nce.nce_rows,
+    "nce_columns": _nce.nce_columns,
+    "nce_grad_pixels": _nce.nce_grad_pixels,
+    "nce_grad_entries": _nce.nce_grad_entries,
+    "nce_classes": _nce.nce_classes,
+    "ratio_means": ratio.ratio_means,
+    "ratio_centre": ratio.ratio_centre,
+    "ratio_grad": ratio.ratio_grad,
+}
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
 }  # fmt: skip
-COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries"}
+COUNTS = {
+    "num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries",
+    "num_entries", "prototypes", "ignore_index", "classes", "chunk_pixels", "batch",
+}  # fmt: skip
+INT_POINTERS = {"target": "*i64", "part_count": "*i32"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
 HEADS, ENTRIES = 8, 7
@@ -128,7 +151,7 @@ def _compile(
         elif argument == "eps":
             signature[argument] = "fp32"
         else:
-            signature[argument] = "*" + (element if argument in TYPED else "fp32")
+            signature[argument] = INT_POINTERS.get(argument, "*" + (element if argument in TYPED else "fp32"))
             attributes[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
@@ -185,6 +208,41 @@ def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_
     )  # fmt: skip
 
 
+def compile_contrast(name: str, kernel: str, kind: str, channels: int = 256, rows: int = ROWS) -> Resources:
+    """``compile_one`` for a kernel of nce or ratio with ``rows`` entries."""
+    function, table = CONTRAST_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    tile = configs.NCE.get((kernel, "ieee" if kind == "ieee" else "tf32"), configs.TileConfig(256, 64, 64, 4, 1))
+    blocks = configs.block_sizes(tile, channels, rows)
+    one_block = rows <= blocks["BLOCK_J"]
+    if kernel.startswith("ratio"):
+        blocks["BLOCK_C"] = ratio.BLOCK if kernel == "ratio_centre" else configs.power_of_two(channels)
+    flags = {
+        "C": channels, "ROWS": True, "COLUMNS": True, "ONE_BLOCK": one_block, "BLOCK_K": nce.CLASS_BLOCK, **blocks,
+        "PRECISION": "ieee" if kind == "ieee" else "tf32",
+    }  # fmt: skip
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, kind, constants, tile)
+    variant = ("one block" if one_block else "blocks") if kernel == "nce_grad_pixels" else ""
+    return Resources(
+        name, kernel, kind, channels, variant,
+        "x".join(str(constants[size]) for size in blocks if size in constants), tile.num_warps, tile.num_stages,
+        *usage, table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
+def compile_contrasts(name: str) -> list[Resources]:
+    """The contrastive losses for one architecture."""
+    rows = []
+    for kernel in CONTRAST_FUNCTIONS:
+        if kernel not in configs.NCE_KERNELS:
+            rows.append(compile_contrast(name, kernel, "ieee"))
+            continue
+        rows += [compile_contrast(name, kernel, kind) for kind in ("half", "tf32", "ieee")]
+        if kernel == "nce_grad_pixels":
+            rows += [compile_contrast(name, kernel, kind, rows=4 * ROWS) for kind in ("half", "tf32", "ieee")]
+    return rows
+
+
 def compile_all() -> list[Resources]:
     """Every architecture, kernel and kind; the pixel gradient in its four variants."""
     rows = []
@@ -201,6 +259,7 @@ def compile_all() -> list[Resources]:
             rows.append(compile_refine(name, kernel, kind, channels))
             if "NEED_PE" in REFINE_FUNCTIONS[kernel].arg_names and kernel != "refine_grad_total":
                 rows.append(compile_refine(name, kernel, kind, channels, need_pe=True))
+        rows += compile_contrasts(name)
     return rows
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2ls_fast.ops import pixel_dictionary_nce, ratio_contrast
-from d2ls_fast.ops.pixel_dictionary_nce import Direction, check_options
+from d2ls_fast.ops.pixel_dictionary_nce import Direction, check_options, pixel_dictionary_nce
+from d2ls_fast.ops.ratio_contrast import ratio_contrast
 
 LabelReduction = Literal["nearest", "majority"]
 
