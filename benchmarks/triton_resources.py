@@ -1,8 +1,8 @@
 """Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend`` and the contrastive losses at C = 256 (512 where wide), 64
-query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``).
+and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend`` and the contrastive losses at
+C = 256 (512 where wide), 64 query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``).
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
 

@@ -27,7 +27,7 @@ CASES = [
     "fp32, blocks of entries",
     "fp32, blocks of entries, prototypes",
     "fp32, many chunks",
-    "fp32, widest",
+    "fp32, wide",
     "fp32, views",
     "fp32, sharp",
     "fp32, TF32 allowed",
