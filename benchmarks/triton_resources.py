@@ -32,11 +32,14 @@ from d2ls_fast.kernels import (
     _classify_backward,
     _classify_forward,
     _fuse_pyramid,
+    _nce,
     _refine_backward,
     _refine_forward,
     _segmentation_backward,
     _segmentation_forward,
     configs,
+    nce,
+    ratio,
 )
 
 TARGETS = {
@@ -71,6 +74,16 @@ PYRAMID_FUNCTIONS = {
     "pyramid_sum": _fuse_pyramid.pyramid_sum,
     "pyramid_gather": _fuse_pyramid.pyramid_gather,
 }
+CONTRAST_FUNCTIONS = {
+    "nce_rows": _nce.nce_rows,
+    "nce_columns": _nce.nce_columns,
+    "nce_grad_pixels": _nce.nce_grad_pixels,
+    "nce_grad_entries": _nce.nce_grad_entries,
+    "nce_classes": _nce.nce_classes,
+    "ratio_means": ratio.ratio_means,
+    "ratio_centre": ratio.ratio_centre,
+    "ratio_grad": ratio.ratio_grad,
+}
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
@@ -80,9 +93,16 @@ COUNTS = {
     "num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries",
     "height", "width", "classes", "prototypes", "target_height", "target_width", "ignore_index",
 }  # fmt: skip
-OTHER_TYPES = {"eps": "fp32", "smoothing": "fp32", "labels": "*u8", "target": "*i64", "part_counts": "*i32"}
+OTHER_TYPES = {
+    "eps": "fp32",
+    "smoothing": "fp32",
+    "labels": "*u8",
+    "target": "*i64",
+    "part_counts": "*i32",
+    "part_count": "*i32",
+}
 COUNTS |= {"height", "width", "height_1", "width_1", "height_2", "width_2", "height_3", "width_3"}
-COUNTS |= {"level_height", "level_width"}
+COUNTS |= {"level_height", "level_width", "num_entries", "chunk_pixels", "batch"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
 HEADS, ENTRIES = 8, 7
@@ -248,6 +268,41 @@ def compile_pyramid(name: str, kernel: str, kind: str, channels: int = 256) -> R
     )  # fmt: skip
 
 
+def compile_contrast(name: str, kernel: str, kind: str, channels: int = 256, rows: int = ROWS) -> Resources:
+    """``compile_one`` for a kernel of nce or ratio with ``rows`` entries."""
+    function, table = CONTRAST_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    tile = configs.NCE.get((kernel, "ieee" if kind == "ieee" else "tf32"), configs.TileConfig(256, 64, 64, 4, 1))
+    blocks = configs.block_sizes(tile, channels, rows)
+    one_block = rows <= blocks["BLOCK_J"]
+    if kernel.startswith("ratio"):
+        blocks["BLOCK_C"] = ratio.BLOCK if kernel == "ratio_centre" else configs.power_of_two(channels)
+    flags = {
+        "C": channels, "ROWS": True, "COLUMNS": True, "ONE_BLOCK": one_block, "BLOCK_K": nce.CLASS_BLOCK, **blocks,
+        "PRECISION": "ieee" if kind == "ieee" else "tf32",
+    }  # fmt: skip
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, kind, constants, tile)
+    variant = ("one block" if one_block else "blocks") if kernel == "nce_grad_pixels" else ""
+    return Resources(
+        name, kernel, kind, channels, variant,
+        "x".join(str(constants[size]) for size in blocks if size in constants), tile.num_warps, tile.num_stages,
+        *usage, table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
+def compile_contrasts(name: str) -> list[Resources]:
+    """The contrastive losses for one architecture."""
+    rows = []
+    for kernel in CONTRAST_FUNCTIONS:
+        if kernel not in configs.NCE_KERNELS:
+            rows.append(compile_contrast(name, kernel, "ieee"))
+            continue
+        rows += [compile_contrast(name, kernel, kind) for kind in ("half", "tf32", "ieee")]
+        if kernel == "nce_grad_pixels":
+            rows += [compile_contrast(name, kernel, kind, rows=4 * ROWS) for kind in ("half", "tf32", "ieee")]
+    return rows
+
+
 def compile_all() -> list[Resources]:
     """Every architecture, kernel and kind; the pixel gradient in its four variants."""
     rows = []
@@ -270,6 +325,7 @@ def compile_all() -> list[Resources]:
             if "ONE_BLOCK" in CLASSIFY_FUNCTIONS[kernel].arg_names:
                 rows.append(compile_classify(name, kernel, kind, one_block=False))
         rows += [compile_pyramid(name, kernel, kind) for kernel, kind in configs.ARCHITECTURES[name].pyramid]
+        rows += compile_contrasts(name)
     return rows
 
 

@@ -139,6 +139,18 @@ _CLASSIFY = {
     )
     for kind in CLASSIFY_KINDS
 }
+# pixel_dictionary_nce, on every architecture: its products are of float32 factors (tf32 also for 16-bit pixels).
+NCE_KERNELS = ("nce_rows", "nce_columns", "nce_grad_pixels", "nce_grad_entries")
+NCE = {
+    ("nce_rows", "tf32"): TileConfig(32, 32, 64, 4, 2),
+    ("nce_rows", "ieee"): TileConfig(32, 32, 64, 8, 2),
+    ("nce_columns", "tf32"): TileConfig(32, 32, 64, 4, 2),
+    ("nce_columns", "ieee"): TileConfig(32, 32, 64, 8, 2),
+    ("nce_grad_pixels", "tf32"): TileConfig(64, 32, 32, 8, 2),
+    ("nce_grad_pixels", "ieee"): TileConfig(32, 32, 32, 8, 1),
+    ("nce_grad_entries", "tf32"): TileConfig(32, 32, 128, 8, 2),
+    ("nce_grad_entries", "ieee"): TileConfig(32, 32, 32, 8, 1),
+}
 
 ARCHITECTURES = {
     "sm_80": Architecture(

@@ -1,5 +1,6 @@
 // The CPU kernels for x86 with AVX2 and FMA.
 #include "cpu/classify.h"
+#include "cpu/nce.h"
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
@@ -30,6 +31,7 @@ namespace avx2 {
 #include "cpu/segmentation.inc.h"
 #include "cpu/pyramid.inc.h"
 #include "cpu/pyramid_backward.inc.h"
+#include "cpu/nce.inc.h"
 
 }  // namespace avx2
 
@@ -37,6 +39,7 @@ PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
 ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
 SegmentationKernels segmentation_kernels_avx2() { return avx2::segmentation_kernels(); }
 PyramidKernels pyramid_kernels_avx2() { return avx2::pyramid_kernels(); }
+NceKernels nce_kernels_avx2() { return avx2::nce_kernels(); }
 
 }  // namespace d2ls
 

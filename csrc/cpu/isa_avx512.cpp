@@ -1,5 +1,6 @@
 // The CPU kernels for x86 with AVX-512 (F, BW, DQ, VL).
 #include "cpu/classify.h"
+#include "cpu/nce.h"
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
@@ -29,6 +30,7 @@ namespace avx512 {
 #include "cpu/segmentation.inc.h"
 #include "cpu/pyramid.inc.h"
 #include "cpu/pyramid_backward.inc.h"
+#include "cpu/nce.inc.h"
 
 }  // namespace avx512
 
@@ -36,6 +38,7 @@ PassKernels pass_kernels_avx512() { return avx512::pass_kernels(); }
 ClassifyKernels classify_kernels_avx512() { return avx512::classify_kernels(); }
 SegmentationKernels segmentation_kernels_avx512() { return avx512::segmentation_kernels(); }
 PyramidKernels pyramid_kernels_avx512() { return avx512::pyramid_kernels(); }
+NceKernels nce_kernels_avx512() { return avx512::nce_kernels(); }
 
 }  // namespace d2ls
 

@@ -1,5 +1,6 @@
 // The CPU kernels for any processor: 128-bit vectors, which SSE2 and NEON both have.
 #include "cpu/classify.h"
+#include "cpu/nce.h"
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
@@ -23,6 +24,7 @@ namespace portable {
 #include "cpu/segmentation.inc.h"
 #include "cpu/pyramid.inc.h"
 #include "cpu/pyramid_backward.inc.h"
+#include "cpu/nce.inc.h"
 
 }  // namespace portable
 
@@ -30,5 +32,6 @@ PassKernels pass_kernels_portable() { return portable::pass_kernels(); }
 ClassifyKernels classify_kernels_portable() { return portable::classify_kernels(); }
 SegmentationKernels segmentation_kernels_portable() { return portable::segmentation_kernels(); }
 PyramidKernels pyramid_kernels_portable() { return portable::pyramid_kernels(); }
+NceKernels nce_kernels_portable() { return portable::nce_kernels(); }
 
 }  // namespace d2ls

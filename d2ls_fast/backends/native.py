@@ -19,6 +19,8 @@ _OPERATORS = (
     "classify",
     "classify_labels",
     "segmentation_loss",
+    "ratio_contrast",
+    "pixel_dictionary_nce",
 )
 _TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
 _TRITON_VECTORS = 256  # and so are the scores of a sub-pixel for all class vectors, where the loss needs their softmax

@@ -1,7 +1,7 @@
 """The parts of D2LS as modules: usable alone, in any model."""
 
 from d2ls_fast.nn.classifier import PixelClassifier, PixelScores
-from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss
+from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss, labels_on_grid
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.nn.dictionary import ClassDictionary, MixtureWeights
 from d2ls_fast.nn.interaction import AlternatingCrossAttention
@@ -22,5 +22,6 @@ __all__ = [
     "RandomFourierPositions",
     "RatioContrastiveLoss",
     "dice_loss",
+    "labels_on_grid",
     "soft_cross_entropy",
 ]

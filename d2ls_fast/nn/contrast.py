@@ -8,20 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Direction = Literal["pixels", "dictionary", "both"]
+from d2ls_fast.ops.pixel_dictionary_nce import Direction, check_options, pixel_dictionary_nce
+from d2ls_fast.ops.ratio_contrast import ratio_contrast
+
+LabelReduction = Literal["nearest", "majority"]
 
 
 class RatioContrastiveLoss(nn.Module):
-    r"""Pull an entry's versions across the batch together, push different entries apart.
+    """Pull an entry's versions across the batch together, push different entries apart.
 
-    With :math:`\mu_k = \mathrm{mean}_b D_{bk}`:
+    The formula is that of :func:`d2ls_fast.ops.ratio_contrast`.
 
-    .. math::
-        \frac{\mathrm{mean}_{b,k} |D_{bk} - \mu_k|^2}{\mathrm{mean}_{j<k} |\mu_j - \mu_k|^2 + \epsilon}
-
-    Zero for a batch of one, and for a single entry (there is nothing to push apart).
-
-    Source: the released code of D2LS (arXiv 2503.06683), where it is taken of the dynamic dictionary D_0.
+    Args:
+        eps: added to the denominator; positive and finite.
     """
 
     def __init__(self, eps: float = 1e-6) -> None:
@@ -30,38 +29,26 @@ class RatioContrastiveLoss(nn.Module):
 
     def forward(self, dictionary: Tensor) -> Tensor:
         """``[B, K, C]`` -> scalar, at least float32."""
-        with torch.autocast(dictionary.device.type, enabled=False):
-            d = dictionary.to(torch.promote_types(dictionary.dtype, torch.float32))
-            entries = d.shape[1]
-            mean = d.mean(0)
-            intra = (d - mean).square().sum(-1).mean()
-            if entries < 2:
-                return intra * 0.0
-            # mean over pairs j < k of |mu_j - mu_k|^2 = 2 / (K - 1) * sum_k |mu_k - mean(mu)|^2: no K x K x C tensor.
-            inter = (mean - mean.mean(0)).square().sum() * (2.0 / (entries - 1))
-            return intra / (inter + self.eps)
+        return ratio_contrast(dictionary, self.eps)
 
 
 class PixelDictionaryInfoNCE(nn.Module):
-    r"""Every pixel feature is close to the dictionary entry of its class and far from the others.
+    """Every pixel feature is close to the dictionary entry of its class and far from the others.
 
-    With :math:`s_{nk} = \cos(x_n, D_k) / \tau`, y the label and all means over labelled pixels:
+    The formula is that of :func:`d2ls_fast.ops.pixel_dictionary_nce`. With full-resolution labels::
 
-    - ``pixels``: :math:`\mathrm{mean}_n [\mathrm{lse}_k s_{nk} - s_{n y_n}]`, negatives are the other entries;
-    - ``dictionary``: mean over the classes present in an image of
-      :math:`\mathrm{lse}_n s_{nk} - \mathrm{mean}_{n: y_n = k} s_{nk}`, negatives are the image's other pixels;
-    - ``both``: the mean of the two.
-
-    With P entries a class, the positive score of a class is the log-sum-exp over its P entries.
+        output = model(images)                       # training mode
+        term = loss(output.pixels, output.dictionary, labels_on_grid(target))
 
     Args:
-        temperature: tau > 0.
+        temperature: tau, positive and finite.
         ignore_index: label of pixels that take no part.
         balanced: in the pixel direction, average within each class first, so that every class present counts the same.
         direction: ``pixels``, ``dictionary`` or ``both``.
         prototypes: P, dictionary entries per class (class-major rows).
 
-    Source: the contrastive term as the paper summarises it (arXiv 2503.06683); InfoNCE, van den Oord et al. 2018.
+    Raises:
+        ValueError: an option is not of that kind.
     """
 
     def __init__(
@@ -73,16 +60,11 @@ class PixelDictionaryInfoNCE(nn.Module):
         prototypes: int = 1,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if direction not in get_args(Direction):
-            raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
-        if prototypes < 1:
-            raise ValueError(f"prototypes must be at least 1, got {prototypes}")
+        check_options(temperature, direction, prototypes)
         self.temperature = temperature
         self.ignore_index = ignore_index
         self.balanced = balanced
-        self.direction = direction
+        self.direction: Direction = direction
         self.prototypes = prototypes
 
     def forward(self, pixels: Tensor, dictionary: Tensor, target: Tensor) -> Tensor:
@@ -96,35 +78,61 @@ class PixelDictionaryInfoNCE(nn.Module):
         Returns:
             scalar, at least float32.
         """
-        labels = target.flatten(1)
-        if labels.shape != pixels.shape[:2]:
-            raise ValueError(f"target must label the {tuple(pixels.shape[:2])} pixels, got shape {tuple(target.shape)}")
-        with torch.autocast(pixels.device.type, enabled=False):
-            dtype = torch.promote_types(pixels.dtype, torch.float32)
-            x, d = F.normalize(pixels.to(dtype), dim=-1), F.normalize(dictionary.to(dtype), dim=-1)
-            scores = (x @ d.transpose(-1, -2)) / self.temperature
-            scores = scores.unflatten(-1, (-1, self.prototypes)).logsumexp(-1)  # [B, N, K]
-            # one row of zeros for an ignored pixel
-            classes = torch.arange(scores.shape[-1], device=labels.device)
-            positive = ((labels.unsqueeze(-1) == classes) & (labels != self.ignore_index).unsqueeze(-1)).to(dtype)
-            if self.direction == "pixels":
-                return self._from_pixels(scores, positive)
-            if self.direction == "dictionary":
-                return self._from_dictionary(scores, positive)
-            return 0.5 * (self._from_pixels(scores, positive) + self._from_dictionary(scores, positive))
+        return pixel_dictionary_nce(
+            pixels,
+            dictionary,
+            target.flatten(1),
+            self.temperature,
+            self.ignore_index,
+            self.balanced,
+            self.direction,
+            self.prototypes,
+        )
 
-    def _from_pixels(self, scores: Tensor, positive: Tensor) -> Tensor:
-        per_class = -(scores.log_softmax(-1) * positive).sum((0, 1))  # [K]
-        count = positive.sum((0, 1))
-        if self.balanced:
-            return (per_class / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
-        return per_class.sum() / count.sum().clamp_min(1)
 
-    def _from_dictionary(self, scores: Tensor, positive: Tensor) -> Tensor:
-        labelled = positive.sum(-1, keepdim=True) > 0
-        # The lowest finite score, not -inf: an image without labels would otherwise give NaN gradients.
-        masked = scores.masked_fill(~labelled, torch.finfo(scores.dtype).min)
-        count = positive.sum(1)  # [B, K]
-        loss = masked.logsumexp(1) - (scores * positive).sum(1) / count.clamp_min(1)
-        present = count > 0
-        return loss.where(present, 0.0).sum() / present.sum().clamp_min(1)
+def labels_on_grid(
+    target: Tensor,
+    grid: tuple[int, int] | None = None,
+    stride: int = 4,
+    ignore_index: int = 255,
+    reduction: LabelReduction = "nearest",
+) -> Tensor:
+    """Full-resolution labels at the coarser grid on which pixel features live.
+
+    Args:
+        target: ``[B, H, W]``, int64.
+        grid: (h, w) of the features, ``ceil(H / stride), ceil(W / stride)`` unless given; give the features' own where
+            the image was padded, as the model pads images to a multiple of 32. Cells without a label get ignore_index.
+        stride: edge of a cell in pixels.
+        ignore_index: the label of padding.
+        reduction: ``nearest`` takes the pixel at the centre of a cell (below and right of it for an even stride),
+            ``majority`` the commonest label of the cell, ignore_index and padding included; the smallest of equals.
+
+    Returns:
+        ``[B, h, w]``, int64.
+
+    Raises:
+        ValueError: an argument is not of that kind.
+    """
+    if target.dim() != 3 or 0 in target.shape:
+        raise ValueError(f"labels_on_grid: target must be [B, H, W], not empty, got {tuple(target.shape)}")
+    if stride < 1:
+        raise ValueError(f"labels_on_grid: stride must be at least 1, got {stride}")
+    if reduction not in get_args(LabelReduction):
+        names = ", ".join(get_args(LabelReduction))
+        raise ValueError(f"labels_on_grid: reduction must be one of {names}, got {reduction!r}")
+    height, width = target.shape[1:]
+    h, w = (-(-height // stride), -(-width // stride)) if grid is None else grid
+    if h * stride < height or w * stride < width:
+        raise ValueError(f"labels_on_grid: grid must cover {(height, width)} pixels at stride {stride}, got {(h, w)}")
+    if reduction == "nearest":
+        rows, columns = (_centres(n, stride, size, target.device) for n, size in ((h, height), (w, width)))
+        return F.pad(target[:, rows[:, None], columns], (0, w - len(columns), 0, h - len(rows)), value=ignore_index)
+    target = F.pad(target, (0, w * stride - width, 0, h * stride - height), value=ignore_index)
+    cells = target.unflatten(2, (w, stride)).unflatten(1, (h, stride)).transpose(2, 3).flatten(3)
+    return torch.mode(cells, dim=-1).values
+
+
+def _centres(cells: int, stride: int, size: int, device: torch.device) -> Tensor:
+    """Where the centres of the cells that hold pixels lie; in a cell cut off by the border, at most its last pixel."""
+    return torch.arange(stride // 2, cells * stride, stride, device=device)[: -(-size // stride)].clamp_max(size - 1)

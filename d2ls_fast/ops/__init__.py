@@ -3,6 +3,8 @@
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.classify import classify, classify_labels
 from d2ls_fast.ops.fuse_pyramid import fuse_pyramid
+from d2ls_fast.ops.pixel_dictionary_nce import pixel_dictionary_nce
+from d2ls_fast.ops.ratio_contrast import ratio_contrast
 from d2ls_fast.ops.refine import refine
 from d2ls_fast.ops.refine_attend import refine_attend
 from d2ls_fast.ops.segmentation_loss import segmentation_loss
@@ -12,6 +14,8 @@ __all__ = [
     "classify",
     "classify_labels",
     "fuse_pyramid",
+    "pixel_dictionary_nce",
+    "ratio_contrast",
     "refine",
     "refine_attend",
     "segmentation_loss",

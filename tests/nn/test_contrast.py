@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss
+from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss, labels_on_grid
 
 
 def test_ratio() -> None:
@@ -93,3 +93,53 @@ def test_wrong_use_is_refused() -> None:
         PixelDictionaryInfoNCE(prototypes=0)
     with pytest.raises(ValueError, match="target must label"):
         PixelDictionaryInfoNCE()(torch.randn(1, 4, 8), torch.randn(1, 2, 8), torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_labels_on_grid_take_the_centre_of_every_cell() -> None:
+    target = torch.arange(2 * 8 * 12).view(2, 8, 12)
+    assert torch.equal(labels_on_grid(target), target[:, 2::4, 2::4])
+    assert torch.equal(labels_on_grid(target, stride=1), target)
+    ragged = labels_on_grid(target[:, :5, :10])  # cells of one row and of two columns at the border
+    assert torch.equal(ragged, target[:, [2, 4]][:, :, [2, 6, 9]])
+    padded = labels_on_grid(target, grid=(8, 8), ignore_index=7)
+    assert padded.shape == (2, 8, 8) and torch.equal(padded[:, :2, :3], target[:, 2::4, 2::4])
+    assert (padded[:, 2:] == 7).all() and (padded[:, :, 3:] == 7).all()
+
+
+def test_labels_on_grid_by_majority() -> None:
+    torch.manual_seed(0)
+    target = torch.randint(0, 3, (2, 9, 8))
+    got = labels_on_grid(target, reduction="majority")
+    assert got.shape == (2, 3, 2)
+    for b in range(2):
+        for y in range(2):
+            for x in range(2):
+                cell = target[b, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].flatten()
+                assert got[b, y, x] == cell.bincount().argmax()
+    assert (got[:, 2] == 255).all()  # one row of labels, three of padding
+
+
+def test_labels_on_grid_for_training() -> None:
+    """Full-resolution labels of an image that the model pads to 32 pixels reach the pixels of its output."""
+    import d2ls_fast as d2
+
+    model = d2.create_model("resnet18", 3, stages=1)
+    images, target = torch.randn(2, 3, 40, 36), torch.randint(0, 3, (2, 40, 36))
+    output = model.train()(images)
+    labels = labels_on_grid(target, grid=(16, 16))
+    assert (labels.flatten(1) != 255).sum() == 2 * 10 * 9
+    loss = PixelDictionaryInfoNCE(direction="both")(output.pixels, output.dictionary, labels)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_labels_on_grid_refuses_wrong_calls() -> None:
+    target = torch.zeros(1, 8, 8, dtype=torch.long)
+    for message, change in {
+        "target must be": {"target": target[0]},
+        "stride must be": {"stride": 0},
+        "reduction must be one of nearest, majority": {"reduction": "mean"},
+        r"grid must cover \(8, 8\)": {"grid": (1, 2)},
+    }.items():
+        with pytest.raises(ValueError, match=f"labels_on_grid: {message}"):
+            labels_on_grid(**{"target": target, **change})  # type: ignore[arg-type]
