@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from d2ls_fast.backends import current as current_backend
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.ops import attend, refine, refine_attend
+from d2ls_fast.ops.refine import repeated
 
 
 class Interaction(NamedTuple):
-    """What the interaction leaves: ``dictionary [B, K, C]``, ``pixels [B, N, C]``, the dictionary after each stage."""
+    """What the interaction leaves: dictionaries ``[G * B, K, C]``, pixels ``[G * B, N, C]``, dictionaries by stage."""
 
     dictionary: Tensor
     pixels: Tensor
@@ -103,20 +104,30 @@ class AlternatingCrossAttention(nn.Module):
         Args:
             pixels: ``[B, N, C]``, pixel-major.
             pixel_pe: positional encoding, ``[N, C]`` or ``[B, N, C]``.
-            dictionary: D_0, ``[B, K, C]``.
+            dictionary: D_0, ``[G * B, K, C]``. G >= 1 dictionaries start from the same pixels, read once for all of
+                them; dictionary ``g * B + b`` belongs to image b, so ``torch.cat`` stacks them.
 
         Returns:
-            ``dictionary [B, K, C]`` and ``pixels [B, N, C]``, each in its input's dtype.
+            ``dictionary [G * B, K, C]`` and ``pixels [G * B, N, C]``, each in its input's dtype.
+
+        Raises:
+            ValueError: the dictionary's batch is no multiple of the pixels'.
         """
         result = self.run(pixels, pixel_pe, dictionary)
         return result.dictionary, result.pixels
 
     def run(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
         """As :meth:`forward`, and the dictionary after each stage (before the last look) as well."""
+        if dictionary.shape[0] == 0 or dictionary.shape[0] % pixels.shape[0]:
+            expected = f"[G * {pixels.shape[0]}, K, {pixels.shape[2]}]"
+            raise ValueError(f"dictionary must be {expected} for these pixels, got {tuple(dictionary.shape)}")
         pixel_pe = pixel_pe.to(pixels.dtype)
-        if current_backend() == "reference":
-            return self._run_definition(pixels, pixel_pe, dictionary)
-        return self._run_passes(pixels, pixel_pe, dictionary)
+        reference = current_backend() == "reference"
+        if reference or pixel_pe.dim() == 3:
+            # An encoding of every image's own has to meet the pixels of every dictionary after the first update.
+            pixels, pixel_pe = repeated(pixels, dictionary), repeated(pixel_pe, dictionary)
+        result = (self._run_definition if reference else self._run_passes)(pixels, pixel_pe, dictionary)
+        return result._replace(pixels=repeated(result.pixels, dictionary))
 
     def _run_definition(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
         position, after = dictionary, []
