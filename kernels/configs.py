@@ -29,7 +29,7 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class RefineTile:
-    """Tile of a refine kernel: rows of key and value in a block (more where one head has more), pixels of a tile.
+    """Tile of a refine kernel: rows of key and value in a block (a power of two), pixels of a tile.
 
     All channels of the tile are on chip, for the norm.
     """
@@ -157,6 +157,13 @@ def architecture(device: torch.device) -> Architecture:
     return ARCHITECTURES.get(name, ARCHITECTURES["default"])
 
 
+def why_not(channels: int) -> str:
+    """Why the Triton kernels cannot take pixels of so many channels, or nothing: their only limit on shapes."""
+    if channels % 16 or not 16 <= channels <= 1024:
+        return f"channels must be a multiple of 16 from 16 to 1024, got {channels}"
+    return ""
+
+
 def kind(dtype: torch.dtype, channels: int, tf32: bool) -> str:
     """Which column of the table a call uses."""
     if dtype == torch.float32:
@@ -181,13 +188,17 @@ def block_sizes(tile: TileConfig, channels: int, rows: int) -> dict[str, int]:
 
 
 def refine_blocks(tile: RefineTile, channels: int, heads: int, entries: int) -> dict[str, int]:
-    """Compile-time block sizes of the refine kernels: blocks of rows hold whole heads, padded to a power of two."""
-    padded = power_of_two(entries)
+    """Compile-time block sizes of the refine kernels.
+
+    A block of rows holds whole heads, padded to a power of two; of a head with more entries than rows in a block, it
+    holds a part.
+    """
+    padded, most = power_of_two(entries), max(16, tile.block_j)
     return {
-        "BLOCK_J": max(16, padded, min(tile.block_j, power_of_two(heads * padded))),
+        "BLOCK_J": max(16, min(most, power_of_two(heads * padded))),
         "BLOCK_N": tile.block_n,
         "BLOCK_C": power_of_two(channels),
-        "PADDED": padded,
+        "PADDED": padded if padded <= most else -(-entries // most) * most,
     }
 
 

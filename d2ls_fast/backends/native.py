@@ -9,10 +9,10 @@ import torch
 
 from d2ls_fast import _extension
 from d2ls_fast.backends.base import Call, Support
+from d2ls_fast.kernels.configs import why_not
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_OPERATORS = ("attend", "refine", "refine_attend")
-_TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
 _CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
 
 
@@ -57,10 +57,9 @@ class Triton:
             return Support(False, f"no Triton kernel for {call.operator}")
         if call.device != "cuda" and not _interpreted():
             return Support(False, f"the tensors are on {call.device}, this back end works on cuda")
-        if call.channels % 16 or not 16 <= call.channels <= 1024:
-            return Support(False, f"C must be a multiple of 16 from 16 to 1024, got {call.channels}")
-        if call.entries > _TRITON_ENTRIES:
-            return Support(False, f"at most {_TRITON_ENTRIES} dictionary entries a head, got {call.entries}")
+        problem = why_not(call.channels)
+        if problem:
+            return Support(False, problem)
         return _dtype_support(call)
 
 

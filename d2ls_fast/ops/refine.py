@@ -61,7 +61,7 @@ def refine(
     key_bias, out_bias, norm_weight, norm_bias = as_vectors(pixels, key_bias, out_bias, norm_weight, norm_bias)
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
-    name = select("refine", pixels, key.shape[1] // num_heads)
+    name = select("refine", pixels)
     if name in ("reference", "torch"):
         return refine_definition(*arguments, num_heads, eps)
     operator = torch.ops.d2ls_fast.refine_triton if name == "triton" else torch.ops.d2ls_fast.refine

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.kernels.configs import why_not
 from d2ls_fast.ops._library import LIBRARY, define, with_autocast
 from d2ls_fast.ops.attend import attend, attend_definition, attend_gradients, check_rows
 from d2ls_fast.ops.refine import as_vectors, check_refine, refine, refine_definition, repeated
@@ -51,7 +52,7 @@ def refine_attend(
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
     _check_query(query, pixels, key)
-    name = select("refine_attend", pixels, key.shape[1] // num_heads)
+    name = select("refine_attend", pixels)
     if name in ("reference", "torch"):
         # Each half by its own best back end: there may be a kernel for one of them.
         refined = refine(*arguments, num_heads, eps)
@@ -240,11 +241,7 @@ def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Cal
     """The Triton kernel, or plain PyTorch for shapes it does not take (a forced back end refuses those instead)."""
 
     def either(*arguments: Any) -> Any:
-        from d2ls_fast.kernels.refine import why_not
-
-        # num_heads is the first number after the tensors, here and in the backward operator.
-        num_heads = next(a for a in arguments if isinstance(a, int))
-        return (plain if why_not(arguments[0], arguments[2], num_heads) else kernel)(*arguments)
+        return (plain if why_not(arguments[0].shape[-1]) else kernel)(*arguments)
 
     return either
 
