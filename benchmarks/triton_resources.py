@@ -2,7 +2,7 @@
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
 and matrix instructions of every kernel of ``attend``, ``refine`` and ``refine_attend`` at C = 256 (512 where wide), 64
-query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``).
+query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``); refine's hot kind with 150 as well.
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
 
@@ -26,7 +26,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from d2ls_fast.files import replacing
-from d2ls_fast.kernels import _attend_backward, _attend_forward, _refine_backward, _refine_forward, configs
+from d2ls_fast.kernels import (
+    _attend_backward,
+    _attend_forward,
+    _refine_backward,
+    _refine_backward_rows,
+    _refine_forward,
+    _refine_tiles,
+    configs,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -45,17 +53,17 @@ REFINE_FUNCTIONS = {
     "refine_attend": _refine_forward.refine_chunk,
     "refine_grad_total": _refine_backward.refine_grad_total,
     "refine_attend_grad_total": _refine_backward.refine_grad_total,
-    "refine_grad_rows": _refine_backward.refine_grad_rows,
-    "refine_grad_pixels": _refine_backward.refine_grad_pixels,
+    "refine_grad_rows": _refine_backward_rows.refine_grad_rows,
+    "refine_grad_pixels": _refine_backward_rows.refine_grad_pixels,
 }
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
 }  # fmt: skip
-COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries"}
+COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk", *_refine_tiles.COUNTS}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
-HEADS, ENTRIES = 8, 7
+HEADS, ENTRIES, MANY_ENTRIES = 8, 7, 150
 
 
 @dataclass(frozen=True)
@@ -165,11 +173,14 @@ def compile_one(
     )  # fmt: skip
 
 
-def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_pe: bool = False) -> Resources:
+def compile_refine(
+    name: str, kernel: str, kind: str, channels: int = 256, need_pe: bool = False, entries: int = ENTRIES
+) -> Resources:
     """``compile_one`` for a kernel of refine or refine_attend."""
     function, table = REFINE_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
-    tile = table.refine[kernel, kind]
-    blocks = configs.refine_blocks(tile, channels, HEADS, ENTRIES)
+    tile = table.refine_tile(kernel, kind, entries)
+    assert tile is not None, (name, kernel, kind)
+    blocks = configs.refine_blocks(tile, channels, HEADS, entries)
     one_block = HEADS * blocks["PADDED"] <= blocks["BLOCK_J"]
     flags = {
         "C": channels, "PE_SHARED": True, "ATTEND": kernel in configs.FUSED_KERNELS, "ONE_BLOCK": one_block,
@@ -179,6 +190,8 @@ def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_
     constants = {key: value for key, value in flags.items() if key in function.arg_names}
     usage, instructions = _compile(name, function, kind, constants, tile)
     variant = f"{'one block' if one_block else 'blocks'}{', pe' if need_pe else ''}"
+    if blocks["PADDED"] > blocks["BLOCK_J"]:
+        variant = "heads in blocks"
     return Resources(
         name, kernel, kind, channels, variant, "x".join(str(blocks[f"BLOCK_{axis}"]) for axis in "JNC"), tile.num_warps,
         tile.num_stages, *usage, table.shared_bytes, instructions,
@@ -199,6 +212,8 @@ def compile_all() -> list[Resources]:
         for kernel, kind in configs.ARCHITECTURES[name].refine:
             channels = 512 if kind == "wide" else 256
             rows.append(compile_refine(name, kernel, kind, channels))
+            if kind == "half":
+                rows.append(compile_refine(name, kernel, kind, channels, entries=MANY_ENTRIES))
             if "NEED_PE" in REFINE_FUNCTIONS[kernel].arg_names and kernel != "refine_grad_total":
                 rows.append(compile_refine(name, kernel, kind, channels, need_pe=True))
     return rows

@@ -79,9 +79,7 @@ def entry_weights(
 
 
 @triton.jit
-def part_weights(
-    key, bias, y, top, inverse_sum, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr
-):
+def part_weights(key, bias, y, top, inverse_sum, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):
     """``entry_weights`` for a block that is part of a head, whose ``head_statistics`` are known."""
     scores = product(key, tl.trans(y), tl.zeros([BLOCK_J, BLOCK_N], dtype=tl.float32), PRECISION)
     return tl.exp2((scores + bias[:, None] - top[None, :]) * LOG2E) * inverse_sum[None, :]

@@ -7,7 +7,7 @@ The fused passes of refine_attend have entries only where they do not spill.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -48,6 +48,15 @@ class Architecture:
     shared_bytes: int
     tiles: dict[tuple[str, str], TileConfig]
     refine: dict[tuple[str, str], RefineTile]
+    # Of kind ``half``, for heads with more entries than rows in a block, where that tile would spill.
+    divided: dict[str, RefineTile] = field(default_factory=dict)
+
+    def refine_tile(self, kernel: str, kind: str, entries: int) -> RefineTile | None:
+        """The tile for heads of so many entries; None where the table has none."""
+        tile = self.refine.get((kernel, kind))
+        if tile is not None and kind == "half" and entries > tile.block_j:
+            return self.divided.get(kernel, tile)
+        return tile
 
 
 KERNELS = ("forward", "grad_pixels", "grad_query")
@@ -100,6 +109,7 @@ ARCHITECTURES = {
             ("grad_query", "half"): TileConfig(32, 256, 256, 8, 2),
         },
         refine=_REFINE_LARGE,
+        divided={"refine_grad_rows": RefineTile(16, 32, 8, 1)},
     ),
     "sm_90": Architecture(
         programs=264,
@@ -112,6 +122,7 @@ ARCHITECTURES = {
             ("grad_query", "half"): TileConfig(32, 256, 256, 4, 2),
         },
         refine={**_REFINE_LARGE, ("refine_grad_pixels", "half"): RefineTile(64, 16, 8, 1)},
+        divided={"refine_grad_rows": RefineTile(16, 32, 8, 1), "refine_grad_pixels": RefineTile(64, 16, 8, 2)},
     ),
     "sm_100": Architecture(
         programs=296,
@@ -124,10 +135,12 @@ ARCHITECTURES = {
         },
         refine={
             **_REFINE_LARGE,
+            ("refine", "half"): RefineTile(64, 32, 4, 2),
             ("refine_attend", "half"): RefineTile(64, 16, 8, 1),
             ("refine_grad_total", "half"): RefineTile(64, 32, 8, 1),
             ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 1),
         },
+        divided={"refine": RefineTile(64, 32, 8, 1)},
     ),
     "gfx942": Architecture(
         programs=304,
@@ -139,6 +152,7 @@ ARCHITECTURES = {
             ("refine_grad_rows", "ieee"): RefineTile(16, 16, 8, 1),
             ("refine_grad_pixels", "ieee"): RefineTile(16, 16, 8, 1),
         },
+        divided={"refine_grad_rows": RefineTile(16, 16, 4, 1), "refine_grad_pixels": RefineTile(16, 16, 8, 1)},
     ),
     # Any other GPU: sized for 64 KiB of shared memory.
     "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE),

@@ -95,9 +95,8 @@ def options(kernel: str, inputs: Inputs, num_heads: int) -> dict[str, Any] | Non
     """Compile-time arguments and launch options of one kernel; None where the architecture's table has no tile."""
     channels, entries = inputs.pixels.shape[-1], inputs.key.shape[1] // num_heads
     tf32 = inputs.pixels.dtype == torch.float32 and tf32_allowed()
-    tile = configs.architecture(inputs.pixels.device).refine.get(
-        (kernel, configs.kind(inputs.pixels.dtype, channels, tf32))
-    )
+    table = configs.architecture(inputs.pixels.device)
+    tile = table.refine_tile(kernel, configs.kind(inputs.pixels.dtype, channels, tf32), entries)
     if tile is None:
         return None
     return {
@@ -154,7 +153,8 @@ def refine_forward(inputs: Inputs, num_heads: int, eps: float) -> Tensor:
     with on_device(x.device):
         refine_chunk[(count * chunks,)](
             x, pe, key, key_bias, value, *vectors, None, refined, None, None, None,
-            images, inputs.dictionaries, num_pixels, num_heads, key.shape[1] // num_heads, 0, chunks, tiles_per_chunk, eps,
+            images, inputs.dictionaries, num_pixels, num_heads, key.shape[1] // num_heads, 0, chunks, tiles_per_chunk,
+            eps,
             PE_SHARED=pe_shared, ATTEND=False, ONE_BLOCK=in_one_block(blocks, num_heads), BLOCK_Q=16, **blocks,
         )  # fmt: skip
     return refined
@@ -206,8 +206,8 @@ def total_gradient(
     """Step 1, with attend's gradient joined to that of x' where ``attended``.
 
     Returns:
-        du [G * B, N, C] in the dtype of pixels; gradients of out_bias, norm_weight and norm_bias [3, C], float32; that of
-        the query or None. Attend's part of the encoding's gradient is written to ``grad_pe``.
+        du [G * B, N, C] in the dtype of pixels; gradients of out_bias, norm_weight and norm_bias [3, C], float32; that
+        of the query or None. Attend's part of the encoding's gradient is written to ``grad_pe``.
     """
     x, _, key, key_bias, value, *vectors = inputs
     pe, pe_shared = shared_encoding(inputs.pixel_pe)
@@ -224,7 +224,8 @@ def total_gradient(
         refine_grad_total[(count * chunks,)](
             x, pe, key, key_bias, value, *vectors, query, grad_context, lse, delta, grad_refined.contiguous(),
             grad_total, grad_pe, part_vectors, part_query,
-            images, inputs.dictionaries, num_pixels, num_heads, key.shape[1] // num_heads, queries, chunks, tiles_per_chunk, eps,
+            images, inputs.dictionaries, num_pixels, num_heads, key.shape[1] // num_heads, queries,
+            chunks, tiles_per_chunk, eps,
             PE_SHARED=pe_shared, NEED_PE=grad_pe is not None, ATTEND=attended is not None,
             ONE_BLOCK=in_one_block(blocks, num_heads), BLOCK_Q=max(16, configs.power_of_two(queries)), **blocks,
         )  # fmt: skip

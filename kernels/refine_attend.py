@@ -66,7 +66,8 @@ def refine_attend_forward(inputs: Inputs, query: Tensor, num_heads: int, eps: fl
     with on_device(x.device):
         refine_chunk[(count * chunks,)](
             x, pe, key, key_bias, value, *vectors, query.contiguous(), refined, part_context, part_max, part_sum,
-            images, inputs.dictionaries, num_pixels, num_heads, key.shape[1] // num_heads, queries, chunks, tiles_per_chunk, eps,
+            images, inputs.dictionaries, num_pixels, num_heads, key.shape[1] // num_heads, queries,
+            chunks, tiles_per_chunk, eps,
             PE_SHARED=pe_shared, ATTEND=True, ONE_BLOCK=in_one_block(blocks, num_heads),
             BLOCK_Q=max(16, configs.power_of_two(queries)), **blocks,
         )  # fmt: skip

@@ -92,30 +92,30 @@ CASES = {
     "refine, fp32, views": Case(2, 37, 2, 6, 64, strided=True),
     "refine, bf16": Case(3, 113, 8, 7, 96, dtype=BF16),
     "refine, bf16, one block": Case(1, 203, 8, 7, 256, dtype=BF16, table="sm_90"),
-    "refine, bf16, many entries": Case(1, 37, 8, 19, 256, dtype=BF16),
+    "refine, bf16, many entries": Case(1, 37, 4, 19, 256, dtype=BF16),
     "refine, bf16, wide": Case(1, 20, 2, 5, 272, dtype=BF16),
     "refine, fp16": Case(1, 203, 2, 19, 64, dtype=FP16),
-    "refine, fp32, 65 entries": Case(2, 37, 2, 65, 64),
-    "refine, fp32, 150 entries": Case(1, 37, 2, 150, 96, pe_grad=False),
-    "refine, bf16, 150 entries": Case(1, 113, 2, 150, 64, dtype=BF16, table="sm_90"),
+    "refine, fp32, 65 entries": Case(1, 19, 2, 65, 64),
+    "refine, fp32, 150 entries": Case(2, 9, 1, 150, 48, pe_grad=False),
+    "refine, bf16, 150 entries": Case(1, 37, 2, 150, 64, dtype=BF16, table="sm_90"),
     "refine, fp32, two dictionaries": Case(2, 37, 2, 5, 64, dictionaries=2),
-    "refine, fp32, three dictionaries, encoding per image": Case(2, 37, 1, 5, 64, dictionaries=3, shared_pe=False),
-    "refine, bf16, two dictionaries, one block": Case(1, 113, 8, 7, 64, dtype=BF16, table="sm_90", dictionaries=2),
+    "refine, fp32, three dictionaries, encoding per image": Case(2, 19, 1, 5, 64, dictionaries=3, shared_pe=False),
+    "refine, bf16, two dictionaries, one block": Case(1, 37, 8, 7, 64, dtype=BF16, table="sm_90", dictionaries=2),
     "refine_attend, one pixel": Case(1, 1, 1, 1, 64, 1),
     "refine_attend, fp32": Case(3, 37, 2, 5, 96, 6),
     "refine_attend, fp32, many queries": Case(1, 37, 8, 2, 64, 70, shared_pe=False),
     "refine_attend, fp32, fused": Case(3, 113, 2, 7, 96, 6, table="fused"),
     "refine_attend, fp32, fused, encoding per image": Case(2, 37, 1, 5, 64, 6, shared_pe=False, table="fused"),
-    "refine_attend, fp32, fused, blocks of rows": Case(1, 37, 8, 19, 64, 6, table="fused"),
+    "refine_attend, fp32, fused, blocks of rows": Case(1, 37, 4, 19, 64, 6, table="fused"),
     "refine_attend, fp32, fused, no encoding gradient": Case(2, 37, 2, 5, 64, 6, pe_grad=False, table="fused"),
     "refine_attend, bf16": Case(1, 113, 8, 7, 96, 56, dtype=BF16),
     "refine_attend, bf16, fused": Case(1, 203, 8, 7, 256, 56, dtype=BF16, table="fused"),
     "refine_attend, fp16, fused": Case(3, 37, 2, 2, 64, 4, dtype=FP16, table="fused"),
-    "refine_attend, fp32, 150 entries": Case(1, 20, 1, 150, 64, 6),
-    "refine_attend, bf16, fused, 65 entries": Case(1, 113, 2, 65, 64, 6, dtype=BF16, table="fused"),
-    "refine_attend, fp32, two dictionaries": Case(2, 37, 2, 5, 64, 6, dictionaries=2),
+    "refine_attend, fp32, 150 entries": Case(1, 9, 1, 150, 48, 6),
+    "refine_attend, bf16, fused, 65 entries": Case(1, 37, 2, 65, 64, 6, dtype=BF16, table="fused"),
+    "refine_attend, fp32, two dictionaries": Case(2, 19, 2, 5, 64, 6, dictionaries=2),
     "refine_attend, fp32, three dictionaries, encoding per image": Case(
-        2, 37, 2, 5, 64, 6, shared_pe=False, dictionaries=3
+        2, 19, 2, 5, 64, 6, shared_pe=False, dictionaries=3
     ),
     "refine_attend, fp32, fused, three dictionaries": Case(2, 37, 2, 5, 64, 6, table="fused", dictionaries=3),
     "refine_attend, bf16, fused, two dictionaries, encoding per image": Case(
@@ -128,11 +128,12 @@ CASES = {
 def tiles(table: str) -> Iterator[None]:
     """The interpreter with the refine tiles of an architecture, or with a fused tile for every kind."""
     default = configs.ARCHITECTURES["default"]
-    refine_tiles = configs.ARCHITECTURES["default" if table == "fused" else table].refine
+    chosen = configs.ARCHITECTURES["default" if table == "fused" else table]
+    refine_tiles = chosen.refine
     if table == "fused":
         fused = configs.RefineTile(64, 32, 8, 1)
         refine_tiles = refine_tiles | {(k, kind): fused for k in configs.FUSED_KERNELS for kind in configs.KINDS}
-    configs.ARCHITECTURES["default"] = replace(default, refine=refine_tiles)
+    configs.ARCHITECTURES["default"] = replace(default, refine=refine_tiles, divided=chosen.divided)
     try:
         yield
     finally:
