@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2ls_fast.benchmarks.cases.common import TOLERANCE, Compute, Sizes, forward, standard_variants, under
-from d2ls_fast.benchmarks.harness import Case
+from d2ls_fast.benchmarks.harness import Case, Variant
 from d2ls_fast.models.model import D2LS, create_model
 from d2ls_fast.nn.losses import D2LSLoss
 
@@ -37,11 +37,11 @@ def train_cases(sizes: Sizes) -> list[Case]:
     target = target.to(sizes.device)
     criterion = D2LSLoss()
 
-    def step(model: D2LS, images: Tensor) -> Compute:
+    def step(model: D2LS, images: Tensor, keep_logits: bool = True) -> Compute:
         def compute() -> Sequence[Tensor]:
             model.train()
             torch.manual_seed(3)
-            total = criterion(model(images), target)[0]
+            total = criterion(model(images, keep_logits), target)[0]
             total.backward()
             model.zero_grad(set_to_none=True)
             return [total.detach()]
@@ -50,8 +50,8 @@ def train_cases(sizes: Sizes) -> list[Case]:
 
     precise = copy.deepcopy(model).double()
     truth = under("reference", step(precise, images.double()))
-    compute = step(model, images)
-    eager = [v for v in standard_variants(compute) if "compiled" not in v.name]
+    eager = [v for v in standard_variants(step(model, images)) if v.name.endswith("eager")]
+    eager.append(Variant("fused", under("auto", step(model, images, keep_logits=False))))
     tolerance = 5 * TOLERANCE[sizes.dtype]
     return [Case(f"training step {sizes.backbone}", str(sizes), truth, eager, tolerance)]
 

@@ -1,6 +1,7 @@
 // The CPU kernels for x86 with AVX2 and FMA.
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/segmentation.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -22,12 +23,16 @@ namespace avx2 {
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
+#include "cpu/classify_tile.inc.h"
+#include "cpu/classify_gradients.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/segmentation.inc.h"
 
 }  // namespace avx2
 
 PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
 ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
+SegmentationKernels segmentation_kernels_avx2() { return avx2::segmentation_kernels(); }
 
 }  // namespace d2ls
 

@@ -1,6 +1,7 @@
 // The CPU kernels for x86 with AVX-512 (F, BW, DQ, VL).
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/segmentation.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -21,12 +22,16 @@ namespace avx512 {
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
+#include "cpu/classify_tile.inc.h"
+#include "cpu/classify_gradients.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/segmentation.inc.h"
 
 }  // namespace avx512
 
 PassKernels pass_kernels_avx512() { return avx512::pass_kernels(); }
 ClassifyKernels classify_kernels_avx512() { return avx512::classify_kernels(); }
+SegmentationKernels segmentation_kernels_avx512() { return avx512::segmentation_kernels(); }
 
 }  // namespace d2ls
 

@@ -1,6 +1,7 @@
 // The CPU kernels for any processor: 128-bit vectors, which SSE2 and NEON both have.
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/segmentation.h"
 
 #define D2LS_LANES 4
 #if defined(__x86_64__)
@@ -15,11 +16,15 @@ namespace portable {
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
+#include "cpu/classify_tile.inc.h"
+#include "cpu/classify_gradients.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/segmentation.inc.h"
 
 }  // namespace portable
 
 PassKernels pass_kernels_portable() { return portable::pass_kernels(); }
 ClassifyKernels classify_kernels_portable() { return portable::classify_kernels(); }
+SegmentationKernels segmentation_kernels_portable() { return portable::segmentation_kernels(); }
 
 }  // namespace d2ls

@@ -13,7 +13,7 @@ from d2ls_fast.kernels.configs import why_not
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_OPERATORS = ("attend", "refine", "refine_attend")
-_CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
+_CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels", "segmentation_loss")
 
 
 def _dtype_support(call: Call) -> Support:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_fast.models import official
-from d2ls_fast.nn.classifier import PixelClassifier, PrototypeReduction
+from d2ls_fast.nn.classifier import PixelClassifier, PixelScores, PrototypeReduction
 from d2ls_fast.nn.contrast import RatioContrastiveLoss
 from d2ls_fast.nn.dictionary import ClassDictionary
 from d2ls_fast.nn.interaction import AlternatingCrossAttention
@@ -21,13 +21,14 @@ from d2ls_fast.nn.pyramid import PyramidNeck
 class D2LSOutput(NamedTuple):
     """What the head gives.
 
-    logits ``[B, K, H, W]`` float32; aux_logits, the same from the static dictionary (training only); dictionary
-    ``[B, K * P, C]`` and pixels ``[B, h * w, C]`` after the interaction, of the main branch; contrastive, the scalar
-    ratio over the dynamic dictionary (training only). None where switched off.
+    logits ``[B, K, H, W]`` float32, or :class:`~d2ls_fast.nn.classifier.PixelScores` where they were not to be kept;
+    aux_logits, the same from the static dictionary (training only); dictionary ``[B, K * P, C]`` and pixels
+    ``[B, h * w, C]`` after the interaction, of the main branch; contrastive, the scalar ratio over the dynamic
+    dictionary (training only). None where switched off.
     """
 
-    logits: Tensor
-    aux_logits: Tensor | None
+    logits: Tensor | PixelScores
+    aux_logits: Tensor | PixelScores | None
     dictionary: Tensor
     pixels: Tensor
     contrastive: Tensor | None
@@ -82,22 +83,24 @@ class D2LSHead(nn.Module):
         self.classifier = PixelClassifier(num_classes, embed_dim, prototypes, prototype_reduction)
         self.contrast = RatioContrastiveLoss() if contrastive and dynamic else None
 
-    def forward(self, features: Sequence[Tensor]) -> D2LSOutput:
+    def forward(self, features: Sequence[Tensor], keep_logits: bool = True) -> D2LSOutput:
         """Maps ``[B, c_i, h_i, w_i]``, finest first -> scores at four times the finest map's size.
 
-        The auxiliary branch and the contrastive term are computed in training mode only.
+        The auxiliary branch and the contrastive term are computed in training mode only. ``keep_logits=False`` leaves
+        the logits of both branches to whoever needs them: the loss does not.
         """
+        scored = self.classifier if keep_logits else self.classifier.scores
         pixels, pixel_pe, grid = self._embed(features)
         initial = self._initial_dictionary(features)
         both = self.training and self.auxiliary
         # One interaction for both dictionaries: the pixels they start from are the same.
         start = torch.cat([initial, self.dictionary.static(pixels.shape[0])]) if both else initial
         dictionary, refined = self.interaction(pixels, pixel_pe, start)
-        logits = self.classifier(refined, dictionary, grid)
         aux_logits = contrastive = None
         if both:
-            logits, aux_logits = logits.chunk(2)
-            dictionary, refined = dictionary.chunk(2)[0], refined.chunk(2)[0]
+            (dictionary, static), (refined, static_pixels) = dictionary.chunk(2), refined.chunk(2)
+            aux_logits = scored(static_pixels, static, grid)
+        logits = scored(refined, dictionary, grid)
         if self.training and self.contrast is not None:
             contrastive = self.contrast(initial)
         return D2LSOutput(logits, aux_logits, dictionary, refined, contrastive)

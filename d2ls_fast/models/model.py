@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.backbones import Backbone, nearest
 from d2ls_fast.models.head import D2LSHead, D2LSOutput
+from d2ls_fast.nn.classifier import PixelScores
 
 _STRIDE = 32
 
@@ -37,22 +38,27 @@ class D2LS(nn.Module):
         self.head = head
         self.config = config
 
-    def forward(self, images: Tensor) -> Tensor | D2LSOutput:
+    def forward(self, images: Tensor, keep_logits: bool = True) -> Tensor | D2LSOutput:
         """Normalised images ``[B, in_chans, H, W]`` -> class scores.
+
+        Args:
+            images: of any size from 32 x 32.
+            keep_logits: False, in training mode, leaves the logits uncomputed: the loss does not need them.
 
         Returns:
             in evaluation mode logits ``[B, K, H, W]`` float32 (float64 in a float64 model); in training mode a
-            :class:`~d2ls_fast.models.head.D2LSOutput` whose logits have that size.
+            :class:`~d2ls_fast.models.head.D2LSOutput` whose logits have that size; with ``keep_logits=False``
+            they are :class:`~d2ls_fast.nn.classifier.PixelScores`.
 
         Raises:
             UserError: not a batch of images with ``in_chans`` bands, or smaller than 32 x 32.
         """
-        height, width = images.shape[-2:]
-        output: D2LSOutput = self.head(self.backbone(self._padded(images)))
-        logits = output.logits[..., :height, :width]
-        if not self.training:
+        size = (images.shape[-2], images.shape[-1])
+        output: D2LSOutput = self.head(self.backbone(self._padded(images)), keep_logits or not self.training)
+        logits = _cropped(output.logits, size)
+        if isinstance(logits, Tensor) and not self.training:
             return logits
-        aux_logits = None if output.aux_logits is None else output.aux_logits[..., :height, :width]
+        aux_logits = None if output.aux_logits is None else _cropped(output.aux_logits, size)
         return output._replace(logits=logits, aux_logits=aux_logits)
 
     @overload
@@ -124,6 +130,10 @@ def create_model(
         raise UserError(f"model options: {error}") from None
     config = {"backbone": backbone, "num_classes": num_classes, "in_chans": in_chans, "stages": stages, **head_options}
     return D2LS(features, head, config)
+
+
+def _cropped(logits: Tensor | PixelScores, size: tuple[int, int]) -> Tensor | PixelScores:
+    return logits.cropped(size) if isinstance(logits, PixelScores) else logits[..., : size[0], : size[1]]
 
 
 @contextmanager

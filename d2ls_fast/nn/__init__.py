@@ -1,6 +1,6 @@
 """The parts of D2LS as modules: usable alone, in any model."""
 
-from d2ls_fast.nn.classifier import PixelClassifier
+from d2ls_fast.nn.classifier import PixelClassifier, PixelScores
 from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.nn.dictionary import ClassDictionary, MixtureWeights
@@ -17,6 +17,7 @@ __all__ = [
     "MixtureWeights",
     "PixelClassifier",
     "PixelDictionaryInfoNCE",
+    "PixelScores",
     "PyramidNeck",
     "RandomFourierPositions",
     "RatioContrastiveLoss",

@@ -1,15 +1,85 @@
-"""From refined pixels and dictionary to class scores: upsampler, hypernetwork, logits or labels."""
+"""From refined pixels and dictionary to class scores: upsampler, hypernetwork, logits, labels or the loss."""
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from d2ls_fast.ops._segmentation import Compat
 from d2ls_fast.ops.classify import PrototypeReduction, classify, classify_labels
+from d2ls_fast.ops.segmentation_loss import segmentation_loss
 
-__all__ = ["PixelClassifier", "PrototypeReduction"]
+__all__ = ["PixelClassifier", "PixelScores", "PrototypeReduction"]
+
+
+class PixelScores(NamedTuple):
+    """Logits that have not been computed yet: what :func:`~d2ls_fast.ops.classify.classify` makes them from.
+
+    Labels and loss come from here without the logits ever being stored. ``size`` is (H, W) of the logits, at most
+    (4h, 4w) of the grid (h, w); the rest is cropped from the bottom and the right.
+    """
+
+    pixels: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    class_vectors: Tensor
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    prototypes: int
+    reduction: PrototypeReduction
+    eps: float
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, K, H, W), the shape of the logits."""
+        return (self.pixels.shape[0], self.class_vectors.shape[1] // self.prototypes, *self.size)
+
+    def cropped(self, size: tuple[int, int]) -> PixelScores:
+        """The first H rows and W columns."""
+        return self._replace(size=size)
+
+    def logits(self) -> Tensor:
+        """``[B, K, H, W]``, float32 (float64 for float64)."""
+        logits = classify(*self[:4], self.grid, self.prototypes, self.reduction, self.eps)
+        return logits[..., : self.size[0], : self.size[1]]
+
+    def labels(self, return_confidence: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The class of every pixel, and its confidence: :func:`~d2ls_fast.ops.classify.classify_labels`."""
+        prototypes, reduction, eps = self.prototypes, self.reduction, self.eps
+        return classify_labels(*self[:4], self.grid, self.size, return_confidence, prototypes, reduction, eps)
+
+    def segmentation_loss(
+        self,
+        target: Tensor,
+        smoothing: float = 0.05,
+        dice_smooth: float = 0.05,
+        class_weights: Tensor | None = None,
+        ignore_index: int = 255,
+        compat: Compat = "corrected",
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and dice: :func:`~d2ls_fast.ops.segmentation_loss.segmentation_loss`.
+
+        Raises:
+            ValueError: target is not ``[B, H, W]`` with the size of the logits, or as that function.
+        """
+        if target.shape[1:] != self.size:
+            b, _, height, width = self.shape
+            raise ValueError(f"target must be {[b, height, width]} as the scores are, got {tuple(target.shape)}")
+        return segmentation_loss(
+            *self[:4],
+            target,
+            self.grid,
+            smoothing,
+            dice_smooth,
+            class_weights,
+            ignore_index,
+            compat,
+            self.prototypes,
+            self.reduction,
+            self.eps,
+        )
 
 
 class PixelClassifier(nn.Module):
@@ -59,9 +129,13 @@ class PixelClassifier(nn.Module):
         Returns:
             ``[B, K, 4h, 4w]``, float32 (float64 for float64).
         """
-        vectors = self._class_vectors(dictionary)
-        norm, prototypes, reduction = self.norm, self.prototypes, self.prototype_reduction
-        return classify(pixels, norm.weight, norm.bias, vectors, grid, prototypes, reduction, norm.eps)
+        return self.scores(pixels, dictionary, grid).logits()
+
+    def scores(self, pixels: Tensor, dictionary: Tensor, grid: tuple[int, int]) -> PixelScores:
+        """The same logits, not yet computed; arguments as for :meth:`forward`."""
+        vectors, norm, size = self._class_vectors(dictionary), self.norm, (4 * grid[0], 4 * grid[1])
+        options = (self.prototypes, self.prototype_reduction, norm.eps)
+        return PixelScores(pixels, norm.weight, norm.bias, vectors, grid, size, *options)
 
     @torch.no_grad()
     def predict(
@@ -83,18 +157,7 @@ class PixelClassifier(nn.Module):
             labels ``[B, H, W]`` (uint8, int16 above 256 classes) and confidence, the largest softmax probability,
             ``[B, H, W]`` float32, or None.
         """
-        return classify_labels(
-            pixels,
-            self.norm.weight,
-            self.norm.bias,
-            self._class_vectors(dictionary),
-            grid,
-            size,
-            return_confidence,
-            self.prototypes,
-            self.prototype_reduction,
-            self.norm.eps,
-        )
+        return self.scores(pixels, dictionary, grid).cropped(size).labels(return_confidence)
 
     def _class_vectors(self, dictionary: Tensor) -> Tensor:
         """g, ``[B, K * P, C/16]``."""

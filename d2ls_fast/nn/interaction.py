@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from d2ls_fast.backends import current as current_backend
 from d2ls_fast.nn.cross_attention import CrossAttention
-from d2ls_fast.ops import attend, refine, refine_attend
-from d2ls_fast.ops.refine import repeated
+from d2ls_fast.ops.attend import attend
+from d2ls_fast.ops.refine import refine, repeated
+from d2ls_fast.ops.refine_attend import refine_attend
 
 
 class Interaction(NamedTuple):

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Compat = Literal["corrected", "release"]
+from d2ls_fast.nn.classifier import PixelScores
+from d2ls_fast.ops._segmentation import Compat, cross_entropy_sum, dice_sums, mean_cross_entropy, mean_dice
 
 
 class TrainingOutput(Protocol):
     """The part of a model's training output that the loss reads."""
 
     @property
-    def logits(self) -> Tensor: ...
+    def logits(self) -> Tensor | PixelScores: ...
 
     @property
-    def aux_logits(self) -> Tensor | None: ...
+    def aux_logits(self) -> Tensor | PixelScores | None: ...
 
     @property
     def contrastive(self) -> Tensor | None: ...
@@ -51,18 +51,14 @@ def soft_cross_entropy(
         scalar, at least float32; zero with zero gradients when no pixel is labelled.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weights = None if class_weights is None else class_weights.to(logits)
-        total = F.cross_entropy(
-            logits, target, weights, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
-        )
-        if compat == "release":
-            return total / target.numel()
+        logits = _wide(logits)
+        total = cross_entropy_sum(logits, target, class_weights, smoothing, ignore_index)
         labelled = target != ignore_index
-        if weights is None:
-            return total / labelled.sum().clamp_min(1)
-        norm = torch.where(labelled, weights[target.where(labelled, 0)], 0.0).sum()
-        return total / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        if class_weights is None:
+            weight = labelled.sum().to(total)
+        else:
+            weight = torch.where(labelled, class_weights.to(logits)[target.where(labelled, 0)], 0.0).sum()
+        return mean_cross_entropy(total, weight, target.numel(), compat)
 
 
 def dice_loss(
@@ -86,17 +82,11 @@ def dice_loss(
         scalar, at least float32; zero with zero gradients when no pixel is labelled.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).flatten(2)
-        labels = target.flatten(1).unsqueeze(1)  # [B, 1, N]
-        classes = torch.arange(probability.shape[1], device=labels.device).view(1, -1, 1)
-        labelled = labels != ignore_index
-        truth = (labels == classes) & labelled
-        overlap = (probability * truth).sum((0, 2))
-        count = truth.sum((0, 2))
-        cardinality = (probability * labelled).sum((0, 2)) + count
-        present = count > 0
-        loss = (1 - (2 * overlap + smooth) / (cardinality + smooth).clamp_min(1e-7)).where(present, 0.0).sum()
-        return loss / (present.numel() if compat == "release" else present.sum().clamp_min(1))
+        return mean_dice(*dice_sums(_wide(logits), target, ignore_index), smooth, compat)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class D2LSLoss(nn.Module):
@@ -157,11 +147,14 @@ class D2LSLoss(nn.Module):
         # A setting, not a learned state: checkpoints do not carry it.
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: TrainingOutput | Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, output: TrainingOutput | Tensor | PixelScores, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and its terms.
 
         Args:
-            output: a training output, or logits ``[B, K, H, W]`` alone.
+            output: a training output, or its logits alone: ``[B, K, H, W]``, or
+                :class:`~d2ls_fast.nn.classifier.PixelScores`, whose logits are then never stored.
             target: int64 ``[B, H, W]``.
 
         Returns:
@@ -171,29 +164,37 @@ class D2LSLoss(nn.Module):
         Raises:
             ValueError: target and logits, or class weights and classes, do not fit.
         """
-        logits = output if isinstance(output, Tensor) else output.logits
+        if isinstance(output, (Tensor, PixelScores)):
+            logits, aux_logits, contrastive = output, None, None
+        else:
+            logits, aux_logits, contrastive = output.logits, output.aux_logits, output.contrastive
         self._check(logits, target)
-        terms = {"cross_entropy": self._cross_entropy(logits, target)}
-        if self.dice_weight:
-            dice = dice_loss(logits, target, self.dice_smooth, self.ignore_index, self.compat)
+        cross_entropy, dice = self._loss(logits, target, bool(self.dice_weight))
+        terms = {"cross_entropy": cross_entropy}
+        if dice is not None:
             terms["dice"] = self.dice_weight * dice
-        if not isinstance(output, Tensor):
-            if output.aux_logits is not None and self.auxiliary_weight:
-                terms["auxiliary"] = self.auxiliary_weight * self._cross_entropy(output.aux_logits, target)
-            if output.contrastive is not None and self.contrastive_weight:
-                terms["contrastive"] = self.contrastive_weight * output.contrastive
+        if aux_logits is not None and self.auxiliary_weight:
+            terms["auxiliary"] = self.auxiliary_weight * self._loss(aux_logits, target, False)[0]
+        if contrastive is not None and self.contrastive_weight:
+            terms["contrastive"] = self.contrastive_weight * contrastive
         total = torch.stack(list(terms.values())).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        return soft_cross_entropy(logits, target, self.smoothing, self.class_weights, self.ignore_index, self.compat)
-
-    def _check(self, logits: Tensor, target: Tensor) -> None:
-        if logits.dim() != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
-            raise ValueError(
-                f"logits [B, K, H, W] and target [B, H, W] do not fit: {tuple(logits.shape)} and {tuple(target.shape)}"
+    def _loss(self, logits: Tensor | PixelScores, target: Tensor, with_dice: bool) -> tuple[Tensor, Tensor | None]:
+        weights, ignore_index, compat = self.class_weights, self.ignore_index, self.compat
+        if isinstance(logits, PixelScores):
+            cross_entropy, dice = logits.segmentation_loss(
+                target, self.smoothing, self.dice_smooth, weights, ignore_index, compat
             )
-        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            return cross_entropy, dice if with_dice else None
+        cross_entropy = soft_cross_entropy(logits, target, self.smoothing, weights, ignore_index, compat)
+        return cross_entropy, dice_loss(logits, target, self.dice_smooth, ignore_index, compat) if with_dice else None
+
+    def _check(self, logits: Tensor | PixelScores, target: Tensor) -> None:
+        shape = tuple(logits.shape)
+        if len(shape) != 4 or target.shape != (shape[0], *shape[2:]):
+            raise ValueError(f"logits [B, K, H, W] and target [B, H, W] do not fit: {shape} and {tuple(target.shape)}")
+        if self.class_weights is not None and len(self.class_weights) != shape[1]:
             raise ValueError(
-                f"class_weights must hold {logits.shape[1]} weights, one per class, got {len(self.class_weights)}"
+                f"class_weights must hold {shape[1]} weights, one per class, got {len(self.class_weights)}"
             )

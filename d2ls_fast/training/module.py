@@ -47,7 +47,7 @@ class SegmentationModule(LightningModule):
         images = batch["image"]
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        total, terms = self.loss(self.model(images), batch["label"])
+        total, terms = self.loss(self.model(images, keep_logits=False), batch["label"])
         value = float(total.detach())
         if not math.isfinite(value):
             shown = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from d2ls_fast.backends import backend
 from d2ls_fast.models.head import D2LSHead
+from d2ls_fast.nn.classifier import PixelScores
+from d2ls_fast.nn.losses import D2LSLoss
 
 CHANNELS = [8, 12, 16, 24]
 
@@ -70,6 +72,23 @@ def test_options_train_every_parameter_and_agree_between_back_ends(options: dict
     assert [name for name, p in head.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize("options", [{}, {"dynamic": False}, {"prototypes": 3, "prototype_reduction": "max"}])
+def test_training_without_logits_is_the_same_training(options: dict[str, object]) -> None:
+    head, loss = small_head(**options), D2LSLoss()
+    target = torch.randint(0, 5, (2, 32, 48))
+    results = []
+    for keep_logits in (True, False):
+        head.zero_grad()
+        out = head(features(), keep_logits)
+        total, _ = loss(out, target)
+        total.backward()
+        results.append([total.detach(), *(p.grad for p in head.parameters() if p.grad is not None)])
+    assert isinstance(out.logits, PixelScores) and isinstance(out.aux_logits, (PixelScores, type(None)))
+    torch.testing.assert_close(out.logits.logits(), head(features()).logits)
+    for kept, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, kept, rtol=1e-4, atol=1e-6)
+
+
 def test_predict_equals_the_largest_logit() -> None:
     head = small_head().eval()
     labels, confidence = head.predict(features(), (30, 41))
@@ -106,3 +125,18 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(out.contrastive, wanted.contrastive)
     for parameter, gradient in zip(head.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_training_without_logits_compiles_whole() -> None:
+    head, loss = small_head(stages=1), D2LSLoss()
+    maps, target = features(batch=1, height=4, width=4), torch.randint(0, 5, (1, 16, 16))
+
+    def step(maps: list[Tensor], target: Tensor) -> Tensor:
+        return loss(head(maps, keep_logits=False), target)[0]
+
+    wanted = step(maps, target)
+    torch._dynamo.reset()
+    total = torch.compile(step, fullgraph=True, backend="aot_eager")(maps, target)
+    total.backward()
+    torch.testing.assert_close(total, wanted)
+    assert all(p.grad is not None for p in head.parameters())

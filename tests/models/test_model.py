@@ -10,6 +10,7 @@ import torch
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.head import D2LSOutput
 from d2ls_fast.models.model import D2LS, create_model
+from d2ls_fast.nn.losses import D2LSLoss
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "num_heads": 2, "stages": 1}
 
@@ -35,6 +36,18 @@ def test_training_output() -> None:
     assert out.aux_logits is not None and out.aux_logits.shape == (2, 5, 40, 48)
     assert out.contrastive is not None
     out.logits.mean().backward()
+
+
+def test_training_without_logits_fits_images_that_were_padded() -> None:
+    model, images, target = small_model(), torch.randn(2, 3, 40, 45), torch.randint(0, 5, (2, 40, 45))
+    model.backbone.eval()
+    kept, out = model(images), model(images, keep_logits=False)
+    assert isinstance(out, D2LSOutput) and out.logits.shape == out.aux_logits.shape == (2, 5, 40, 45)
+    assert not isinstance(out.logits, torch.Tensor)
+    torch.testing.assert_close(out.logits.logits(), kept.logits)
+    torch.testing.assert_close(D2LSLoss()(out, target)[0], D2LSLoss()(kept, target)[0])
+    with torch.no_grad():
+        assert model.eval()(images, keep_logits=False).shape == (2, 5, 40, 45)
 
 
 def test_padding_changes_nothing_where_none_is_needed() -> None:

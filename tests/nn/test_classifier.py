@@ -41,6 +41,18 @@ def test_prototypes(name: str, reduction: object) -> None:
     torch.testing.assert_close(layer(pixels, dictionary, (3, 5)), reduction(every, 2))  # type: ignore[operator]
 
 
+def test_scores_become_what_is_asked_of_them() -> None:
+    layer, pixels, dictionary = case(3, 2, prototype_reduction="mean")
+    scores = layer.scores(pixels, dictionary, (3, 5))
+    logits = layer(pixels, dictionary, (3, 5))
+    assert scores.shape == logits.shape and torch.equal(scores.logits(), logits)
+    part = scores.cropped((10, 17))
+    assert part.shape == (2, 3, 10, 17) and torch.equal(part.logits(), logits[..., :10, :17])
+    labels, confidence = part.labels(return_confidence=True)
+    assert torch.equal(labels.long(), part.logits().argmax(1)) and confidence is not None
+    assert part.labels()[1] is None
+
+
 @pytest.mark.parametrize("prototypes", [1, 3])
 @pytest.mark.parametrize("size", [(12, 20), (9, 17)])
 def test_predict_in_bands(size: tuple[int, int], prototypes: int, monkeypatch: pytest.MonkeyPatch) -> None:

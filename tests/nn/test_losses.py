@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2ls_fast.nn.classifier import PixelClassifier, PixelScores
 from d2ls_fast.nn.losses import D2LSLoss, dice_loss, soft_cross_entropy
 
 
 class Output(NamedTuple):
-    logits: Tensor
-    aux_logits: Tensor | None
+    logits: Tensor | PixelScores
+    aux_logits: Tensor | PixelScores | None
     contrastive: Tensor | None
 
 
@@ -101,6 +102,30 @@ def test_weights_of_zero_leave_terms_out() -> None:
     assert set(D2LSLoss()(logits, target)[1]) == {"cross_entropy", "dice"}
 
 
+@pytest.mark.parametrize("compat", ["corrected", "release"])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0, 4.0]])
+def test_scores_and_their_logits_have_one_loss(compat: str, weights: list[float] | None) -> None:
+    _, target = case()
+    layer = PixelClassifier(4, 32, 2, "max")
+    pixels, dictionary = torch.randn(2, 4, 32, requires_grad=True), torch.randn(2, 8, 32, requires_grad=True)
+    scores = layer.scores(pixels, dictionary, (2, 2)).cropped((6, 5))
+    leaves = [pixels, dictionary, *layer.parameters()]
+    loss = D2LSLoss(class_weights=weights, compat=compat)  # type: ignore[arg-type]
+    results = []
+    for logits in (scores.logits(), scores):
+        total, terms = loss(Output(logits, logits, None), target)
+        results.append((list(terms), [total, *terms.values(), *torch.autograd.grad(total, leaves, retain_graph=True)]))
+    assert results[0][0] == results[1][0] == ["cross_entropy", "dice", "auxiliary"]
+    for logits_result, scores_result in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(scores_result, logits_result)
+    for option in ("dice_weight", "auxiliary_weight"):
+        without = D2LSLoss(class_weights=weights, compat=compat, **{option: 0.0})  # type: ignore[arg-type]
+        assert list(without(Output(scores, scores, None), target)[1]) == list(
+            without(Output(scores.logits(), scores.logits(), None), target)[1]
+        )
+    torch.testing.assert_close(D2LSLoss()(scores, target)[0], D2LSLoss()(scores.logits(), target)[0])
+
+
 def test_half_precision_logits_are_summed_in_float32() -> None:
     logits, target = case()
     total, _ = D2LSLoss()(logits.bfloat16(), target)
@@ -123,7 +148,11 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 
 def test_wrong_shapes_are_refused() -> None:
     logits, target = case()
-    with pytest.raises(ValueError, match="do not fit"):
-        D2LSLoss()(logits, target[:, :-1])
-    with pytest.raises(ValueError, match="class_weights must hold 4 weights"):
-        D2LSLoss(class_weights=[1.0])(logits, target)
+    scores = PixelClassifier(4, 32).scores(torch.randn(2, 4, 32), torch.randn(2, 4, 32), (2, 2)).cropped((6, 5))
+    for given in (logits, scores):
+        with pytest.raises(ValueError, match="do not fit"):
+            D2LSLoss()(given, target[:, :-1])
+        with pytest.raises(ValueError, match="class_weights must hold 4 weights"):
+            D2LSLoss(class_weights=[1.0])(given, target)
+    with pytest.raises(ValueError, match=r"target must be \[2, 6, 5\] as the scores are"):
+        scores.segmentation_loss(target[:, :-1])
