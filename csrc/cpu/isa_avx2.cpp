@@ -1,6 +1,7 @@
 // The CPU kernels for x86 with AVX2 and FMA.
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/step.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -23,11 +24,14 @@ namespace avx2 {
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace avx2
 
 PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
 ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
+StepKernels step_kernels_avx2() { return avx2::step_kernels(); }
 
 }  // namespace d2ls
 

@@ -1,6 +1,7 @@
 // The CPU kernels for x86 with AVX-512 (F, BW, DQ, VL).
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/step.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -22,11 +23,14 @@ namespace avx512 {
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace avx512
 
 PassKernels pass_kernels_avx512() { return avx512::pass_kernels(); }
 ClassifyKernels classify_kernels_avx512() { return avx512::classify_kernels(); }
+StepKernels step_kernels_avx512() { return avx512::step_kernels(); }
 
 }  // namespace d2ls
 

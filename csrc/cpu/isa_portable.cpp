@@ -1,6 +1,7 @@
 // The CPU kernels for any processor: 128-bit vectors, which SSE2 and NEON both have.
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/step.h"
 
 #define D2LS_LANES 4
 #if defined(__x86_64__)
@@ -16,10 +17,13 @@ namespace portable {
 #include "cpu/pass.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace portable
 
 PassKernels pass_kernels_portable() { return portable::pass_kernels(); }
 ClassifyKernels classify_kernels_portable() { return portable::classify_kernels(); }
+StepKernels step_kernels_portable() { return portable::step_kernels(); }
 
 }  // namespace d2ls

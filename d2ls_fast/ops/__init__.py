@@ -2,7 +2,8 @@
 
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.classify import classify, classify_labels
+from d2ls_fast.ops.dictionary_step import dictionary_step
 from d2ls_fast.ops.refine import refine
 from d2ls_fast.ops.refine_attend import refine_attend
 
-__all__ = ["attend", "classify", "classify_labels", "refine", "refine_attend"]
+__all__ = ["attend", "classify", "classify_labels", "dictionary_step", "refine", "refine_attend"]
