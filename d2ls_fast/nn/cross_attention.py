@@ -1,4 +1,4 @@
-"""Multi-head cross-attention between the dictionary and the pixels, as defined, and its parameters as the operators take them."""
+"""Multi-head cross-attention between the dictionary and the pixels, and its parameters as the operators take them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CrossAttention(nn.Module):
     with q, k, v projected from C to ``C / downsample_rate`` (with bias), split into H heads of width d.
 
     :meth:`forward` is the definition. :meth:`update`, :meth:`entries` and :meth:`look` hand the projections to
-    ``dictionary_step``, which moves those of the N pixels onto the K dictionary entries. That is exact algebra: q, k and
-    v of the pixels are never formed, and the operators ``attend`` and ``refine`` do the rest.
+    ``dictionary_step``, which moves those of the N pixels onto the K dictionary entries. That is exact algebra: q, k
+    and v of the pixels are never formed, and the operators ``attend`` and ``refine`` do the rest.
 
     Args:
         embed_dim: C.

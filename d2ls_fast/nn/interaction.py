@@ -41,9 +41,14 @@ class InteractionStage(nn.Module):
         return dictionary, pixels
 
     def step(
-        self, dictionary: Tensor, position: Tensor, context: Tensor, following: CrossAttention | None, dtype: torch.dtype
+        self,
+        dictionary: Tensor,
+        position: Tensor,
+        context: Tensor,
+        following: CrossAttention | None,
+        dtype: torch.dtype,
     ) -> Step:
-        """This stage's dictionary from attend's context, and the rows of the next pass: whose look is ``following``."""
+        """This stage's dictionary from attend's context, and the rows of the next pass, whose look is ``following``."""
         return dictionary_step(
             dictionary,
             position,

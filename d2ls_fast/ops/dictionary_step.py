@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.ops._folding import dictionary_step_definition, plain_backward
 from d2ls_fast.ops._library import LIBRARY, define
 
 
@@ -106,7 +106,7 @@ def dictionary_step(
     Source: the D2LS interaction (arXiv 2503.06683), with the projections moved to the dictionary side.
     """
     check_step(dictionary, position, num_heads, dtype, context, update, entries, look)
-    parts: list[list[Tensor]] = [list(part or ()) for part in (update, entries, look)]
+    parts = (list(update or ()), list(entries or ()), list(look or ()))
     wide = torch.promote_types(dtype, torch.float32)
     name = select("dictionary_step", dictionary.to(wide), dictionary.shape[1])
     if name in ("reference", "torch"):
@@ -121,72 +121,6 @@ def dictionary_step(
     return step._replace(dictionary=dictionary if update is None else step.dictionary.to(dictionary.dtype))
 
 
-def dictionary_step_definition(
-    dictionary: Tensor,
-    position: Tensor,
-    context: Tensor | None,
-    update: list[Tensor],
-    entries: list[Tensor],
-    look: list[Tensor],
-    num_heads: int,
-    eps: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The operator in plain PyTorch; an absent part is an empty list, and what it would give an empty tensor."""
-    fold = folding_dtype(dtype, dictionary.device)
-    rows = dictionary.new_empty((0,), dtype=dtype)
-    query, key, value = rows, rows, rows
-    key_bias = dictionary.new_empty((0,), dtype=torch.promote_types(dtype, torch.float32))
-    with torch.autocast(dictionary.device.type, enabled=False):
-        entry = dictionary.to(fold)
-        if context is not None:
-            value_weight, value_bias, out_weight, out_bias, *norm = (p.to(fold) for p in update)
-            mean = context.to(fold).unflatten(1, (num_heads, -1))
-            mixed = torch.einsum("bhkc,hdc->bkhd", mean, _by_head(value_weight, num_heads)).flatten(2) + value_bias
-            entry = F.layer_norm(entry + F.linear(mixed, out_weight, out_bias), entry.shape[-1:], *norm, eps)
-        placed = entry + position.to(fold)
-        if entries:
-            query_weight, query_bias, key_weight, bias, value_weight, value_bias, out_weight = (
-                p.to(fold) for p in entries
-            )
-            keys = _projected(placed, key_weight, bias, num_heads, scaled=True)
-            values = _projected(entry, value_weight, value_bias, num_heads, scaled=False)
-            key = _folded(keys, query_weight).to(dtype)
-            key_bias = torch.einsum("bhkd,hd->bhk", keys, _by_head(query_bias, num_heads)).flatten(1).to(key_bias.dtype)
-            value = _folded(values, out_weight.t()).to(dtype)
-        if look:
-            query_weight, query_bias, key_weight, bias = (p.to(fold) for p in look)
-            # The key bias has no influence, but DDP wants a gradient for every parameter: a zero one.
-            queries = _projected(placed, query_weight, query_bias + 0.0 * bias, num_heads, scaled=True)
-            query = _folded(queries, key_weight).to(dtype)
-    return entry.to(dictionary.dtype) if update else dictionary.new_empty((0,)), query, key, key_bias, value
-
-
-def folding_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """One precision above the pixels': what is folded is rounded only once, when it meets them.
-
-    Two chained products in float32 would double the error of the scores, and the dictionary is so small that float64
-    costs nothing.
-    """
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) or device.type == "mps" else torch.float64
-
-
-def _by_head(parameter: Tensor, num_heads: int) -> Tensor:
-    """``[H * d, ...]`` -> ``[H, d, ...]``."""
-    return parameter.unflatten(0, (num_heads, -1))
-
-
-def _projected(tokens: Tensor, weight: Tensor, bias: Tensor, num_heads: int, scaled: bool) -> Tensor:
-    """``[B, K, C]`` -> ``[B, H, K, d]``, divided by the root of d where it becomes one side of a score."""
-    rows = F.linear(tokens, weight, bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    return rows * rows.shape[-1] ** -0.5 if scaled else rows
-
-
-def _folded(rows: Tensor, weight: Tensor) -> Tensor:
-    """Rows ``[B, H, K, d]`` times each head's part of a weight ``[H * d, C]``: ``[B, H * K, C]``."""
-    return torch.einsum("bhkd,hdc->bhkc", rows, _by_head(weight, rows.shape[1])).flatten(1, 2)
-
-
 def check_step(
     dictionary: Tensor,
     position: Tensor,
@@ -199,16 +133,17 @@ def check_step(
 ) -> None:
     """Raise ``ValueError`` unless the arguments fit each other; see :func:`dictionary_step`."""
     if dictionary.dim() != 3 or 0 in dictionary.shape:
-        raise ValueError(
-            f"dictionary_step: dictionary must be [B, K, C] and not empty, got {tuple(dictionary.shape)}"
-        )
+        raise ValueError(f"dictionary_step: dictionary must be [B, K, C] and not empty, got {tuple(dictionary.shape)}")
     b, k, c = dictionary.shape
     if not dtype.is_floating_point:
         raise ValueError(f"dictionary_step: dtype must be a floating-point type, got {dtype}")
     if (context is None) != (update is None):
         raise ValueError("dictionary_step: context and update must be given together")
     parts = [("update", update), ("entries", entries), ("look", look)]
-    tensors = {"dictionary": (dictionary, (b, k, c)), "position": (position, (b, k, c))}
+    tensors: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "dictionary": (dictionary, (b, k, c)),
+        "position": (position, (b, k, c)),
+    }
     if context is not None:
         tensors["context"] = (context, (b, num_heads * k, c))
     given = [part for _, part in parts if part is not None]
@@ -220,7 +155,7 @@ def check_step(
     for group, part in parts:
         for field, parameter in zip(part._fields, part, strict=True) if part is not None else ():
             outward = field.startswith(("out", "norm"))
-            shape = (c, inner) if field == "out_weight" else (c,) if outward else (inner, c)
+            shape: tuple[int, ...] = (c, inner) if field == "out_weight" else (c,) if outward else (inner, c)
             shape = (inner,) if not outward and field.endswith("bias") else shape
             tensors[f"{group}.{field}"] = (parameter, shape)
     for name, (tensor, shape) in tensors.items():
@@ -234,52 +169,10 @@ def check_step(
             )
 
 
-def plain_backward(
-    dictionary: Tensor,
-    position: Tensor,
-    context: Tensor | None,
-    update: list[Tensor],
-    entries: list[Tensor],
-    look: list[Tensor],
-    grad_dictionary: Tensor,
-    grad_query: Tensor,
-    grad_key: Tensor,
-    grad_key_bias: Tensor,
-    grad_value: Tensor,
-    num_heads: int,
-    eps: float,
-) -> list[Tensor]:
-    """The backward in PyTorch, for machines without a kernel: the definition once more, and back through it.
-
-    The formulas are those of linear layers and a norm, which autograd writes down as well as anybody.
-
-    Returns:
-        gradients of dictionary, position, context, update, entries and look, those of absent parts left out; the key
-        bias of look, which has no influence, has none.
-    """
-    dtype = grad_query.dtype
-    inputs = [dictionary, position, *([] if context is None else [context]), *update, *entries, *look[:3]]
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in inputs]
-        rest = iter(leaves)
-        start = [next(rest), next(rest), None if context is None else next(rest)]
-        parts = [[next(rest) for _ in part] for part in (update, entries, look[:3])]
-        parts[2] += look[3:]
-        outputs = dictionary_step_definition(*start, *parts, num_heads, eps, dtype)  # type: ignore[arg-type]
-    grads = (grad_dictionary, grad_query, grad_key, grad_key_bias, grad_value)
-    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
-    gradients = torch.autograd.grad(
-        [output for output, _ in pairs], leaves, [grad for _, grad in pairs], materialize_grads=True
-    )
-    return list(gradients)
-
-
 # --- registration -------------------------------------------------------------------------------------------------
 
 _ARGUMENTS = "Tensor dictionary, Tensor position, Tensor? context, Tensor[] update, Tensor[] entries, Tensor[] look"
-_FORWARD = (
-    f"({_ARGUMENTS}, int num_heads, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+_FORWARD = f"({_ARGUMENTS}, int num_heads, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 _BACKWARD = (
     f"({_ARGUMENTS}, Tensor grad_dictionary, Tensor grad_query, Tensor grad_key, Tensor grad_key_bias,"
     " Tensor grad_value, int num_heads, float eps) -> Tensor[]"
