@@ -11,7 +11,7 @@ from d2ls_fast import _extension
 from d2ls_fast.backends.base import Call, Support
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TRITON_OPERATORS = ("attend", "refine", "refine_attend")
+_TRITON_OPERATORS = ("attend", "refine", "refine_attend", "dictionary_step")
 _TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
 _CPU_OPERATORS = ("attend", "refine", "refine_attend", "dictionary_step", "classify", "classify_labels")
 

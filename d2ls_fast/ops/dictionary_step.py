@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from d2ls_fast import _extension
-from d2ls_fast.backends import select
+from d2ls_fast.backends import current, select
 from d2ls_fast.ops._folding import dictionary_step_definition, plain_backward
 from d2ls_fast.ops._library import LIBRARY, define
 
@@ -101,20 +103,21 @@ def dictionary_step(
         BackendError: a forced back end cannot serve the call.
 
     The plain form and the C++ kernel compute one precision above the pixels' (float64 for float32), so that a row is
-    rounded once, when it meets them. Differentiable once in every tensor. Bitwise repeatable.
+    rounded once, when it meets them; the Triton kernels compute in float32. Differentiable once in every tensor.
+    Bitwise repeatable.
 
     Source: the D2LS interaction (arXiv 2503.06683), with the projections moved to the dictionary side.
     """
     check_step(dictionary, position, num_heads, dtype, context, update, entries, look)
     parts = (list(update or ()), list(entries or ()), list(look or ()))
     wide = torch.promote_types(dtype, torch.float32)
-    name = select("dictionary_step", dictionary.to(wide), dictionary.shape[1])
+    name = select("dictionary_step", dictionary.to(wide))
     if name in ("reference", "torch"):
         step = Step(*dictionary_step_definition(dictionary, position, context, *parts, num_heads, eps, dtype))
     else:
-        operator = torch.ops.d2ls_fast.dictionary_step
-        if name == "triton":
-            operator = torch.ops.d2ls_fast.dictionary_step_triton
+        # On a GPU the operator without suffix is Triton too, but steps aside where a kernel does not fit.
+        operators = torch.ops.d2ls_fast
+        operator = operators.dictionary_step_triton if current() == "triton" else operators.dictionary_step
         looked = None if context is None else context.to(wide)
         parameters = [[parameter.to(wide) for parameter in part] for part in parts]
         step = Step(*operator(dictionary.to(wide), position.to(wide), looked, *parameters, num_heads, eps, dtype))
@@ -233,6 +236,37 @@ def _register(suffix: str, cpu: tuple[Any, Any], cuda: tuple[Any, Any]) -> None:
     torch.library.register_autograd(f"d2ls_fast::{name}", backward, setup_context=_setup_context, lib=LIBRARY)
 
 
-_PLAIN = (dictionary_step_definition, plain_backward)
+def _triton_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    from d2ls_fast.kernels import dictionary_step as kernel  # imported at the first call: it imports triton
 
-_register("", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_PLAIN)
+    return kernel.dictionary_step_forward(*arguments)
+
+
+def _triton_backward(*arguments: Any) -> list[Tensor]:
+    from d2ls_fast.kernels import dictionary_step as kernel
+
+    return kernel.dictionary_step_backward(*arguments)
+
+
+def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The Triton kernel, or plain PyTorch for more channels than it takes (a forced back end refuses those instead)."""
+
+    def either(*arguments: Any) -> Any:
+        from d2ls_fast.kernels.dictionary_step import why_not
+
+        return (plain if why_not(arguments[0]) else kernel)(*arguments)
+
+    return either
+
+
+_PLAIN = (dictionary_step_definition, plain_backward)
+_TRITON = (_triton_forward, _triton_backward)
+_GPU: tuple[Any, Any] = _PLAIN
+if importlib.util.find_spec("triton") is not None:
+    _GPU = (
+        _where_it_fits(_triton_forward, dictionary_step_definition),
+        _where_it_fits(_triton_backward, plain_backward),
+    )
+
+_register("", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
+_register("_triton", cpu=_TRITON, cuda=_TRITON)
