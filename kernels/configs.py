@@ -58,7 +58,7 @@ class Architecture:
     shared_bytes: int
     tiles: dict[tuple[str, str], TileConfig]
     refine: dict[tuple[str, str], RefineTile]
-    step: StepTile = StepTile(16, 64, 8, 1024)
+    step: StepTile = StepTile(16, 64, 4, 1024)
 
 
 KERNELS = ("forward", "grad_pixels", "grad_query")
@@ -150,11 +150,11 @@ ARCHITECTURES = {
             ("refine_grad_rows", "ieee"): RefineTile(16, 16, 8, 1),
             ("refine_grad_pixels", "ieee"): RefineTile(16, 16, 8, 1),
         },
-        step=StepTile(16, 64, 8, 512),
+        step=StepTile(16, 64, 4, 512),
     ),
     # Any other GPU: sized for 64 KiB of shared memory.
     "default": Architecture(
-        programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE, step=StepTile(16, 64, 8, 512)
+        programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE, step=StepTile(16, 64, 4, 512)
     ),
 }
 
