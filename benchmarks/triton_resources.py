@@ -1,8 +1,9 @@
 """Compile every shipped Triton configuration ahead of time, without a GPU, and report what it takes.
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
-and matrix instructions of every kernel of ``attend``, ``refine`` and ``refine_attend`` at C = 256 (512 where wide), 64
-query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``); refine's hot kind with 150 as well.
+and matrix instructions of every kernel of ``attend``, ``refine``, ``refine_attend`` and ``dictionary_step`` at C = 256
+(512 where wide), 64 query rows and 8 heads of 7 entries (the whole table of ``kernels/configs.py``); refine's hot kind
+with 150 as well.
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
 
@@ -33,6 +34,8 @@ from d2ls_fast.kernels import (
     _refine_backward_rows,
     _refine_forward,
     _refine_tiles,
+    _step_backward,
+    _step_forward,
     configs,
 )
 
@@ -56,9 +59,18 @@ REFINE_FUNCTIONS = {
     "refine_grad_rows": _refine_backward_rows.refine_grad_rows,
     "refine_grad_pixels": _refine_backward_rows.refine_grad_pixels,
 }
+STEP_FUNCTIONS = {
+    "step_update": _step_forward.step_update,
+    "step_rows": _step_forward.step_rows,
+    "step_grad_rows": _step_backward.step_grad_rows,
+    "step_grad_dictionary": _step_backward.step_grad_dictionary,
+    "step_grad_context": _step_backward.step_grad_context,
+    "step_grad_weights": _step_backward.step_grad_weights,
+}
 TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
+    "out_query", "out_key", "out_value", "grad_query", "grad_key", "grad_value",
 }  # fmt: skip
 COUNTS = {"num_pixels", "num_rows", "chunks", "tiles_per_chunk", *_refine_tiles.COUNTS}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -123,9 +135,14 @@ def _read_amd(assembly: str) -> tuple[int, int, dict[str, int]]:
 
 
 def _compile(
-    name: str, function: Any, kind: str, constants: dict[str, Any], tile: configs.TileConfig | configs.RefineTile
+    name: str,
+    function: Any,
+    kind: str,
+    constants: dict[str, Any],
+    tile: configs.TileConfig | configs.RefineTile | configs.StepTile,
 ) -> tuple[tuple[int, int, int], dict[str, int]]:
     """((registers, stack, shared memory), matrix instructions) of one kernel compiled for one target."""
+    stages = 1 if isinstance(tile, configs.StepTile) else tile.num_stages
     element = "fp32" if kind in ("tf32", "ieee") else "bf16"
     signature, attributes = {}, {}
     for index, argument in enumerate(function.arg_names):
@@ -133,7 +150,7 @@ def _compile(
             signature[argument] = "constexpr"
         elif argument in COUNTS:
             signature[argument] = "i32"
-        elif argument == "eps":
+        elif argument in ("eps", "scale"):
             signature[argument] = "fp32"
         else:
             signature[argument] = "*" + (element if argument in TYPED else "fp32")
@@ -141,7 +158,7 @@ def _compile(
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=TARGETS[name],
-        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True},
+        options={"num_warps": tile.num_warps, "num_stages": stages, "enable_fp_fusion": True},
     )
     if TARGETS[name].backend == "hip":
         registers, stack, instructions = _read_amd(compiled.asm["amdgcn"])
@@ -198,6 +215,23 @@ def compile_refine(
     )  # fmt: skip
 
 
+def compile_step(name: str, kernel: str, kind: str, channels: int = 256) -> Resources:
+    """``compile_one`` for a kernel of dictionary_step, all parts present."""
+    function, table = STEP_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    inner, wide = channels // 2, configs.power_of_two(channels)
+    flags = {
+        "C": channels, "INNER": inner, "WIDTH": inner // HEADS, "SAVE": True,
+        "UPDATE": True, "LOOK": True, "ENTRIES": True,
+        "BLOCK_R": table.step.block_r, "BLOCK_C": min(table.step.block_c, wide), "WIDE": wide,
+    }  # fmt: skip
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, kind, constants, table.step)
+    return Resources(
+        name, kernel, kind, channels, "", f"{table.step.block_r}x{table.step.block_c}", table.step.num_warps, 1,
+        *usage, table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
 def compile_all() -> list[Resources]:
     """Every architecture, kernel and kind; the pixel gradient in its four variants."""
     rows = []
@@ -216,6 +250,8 @@ def compile_all() -> list[Resources]:
                 rows.append(compile_refine(name, kernel, kind, channels, entries=MANY_ENTRIES))
             if "NEED_PE" in REFINE_FUNCTIONS[kernel].arg_names and kernel != "refine_grad_total":
                 rows.append(compile_refine(name, kernel, kind, channels, need_pe=True))
+        for kernel in STEP_FUNCTIONS:
+            rows += [compile_step(name, kernel, "half"), compile_step(name, kernel, "wide", 512)]
     return rows
 
 

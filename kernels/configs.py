@@ -41,6 +41,16 @@ class RefineTile:
 
 
 @dataclass(frozen=True)
+class StepTile:
+    """Tile of the dictionary_step kernels: tokens x channels of a product, and the C that shared memory takes."""
+
+    block_r: int
+    block_c: int
+    num_warps: int
+    max_channels: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The tiles of one architecture, and what it has: shared memory [bytes] and how many programs fill it."""
 
@@ -48,6 +58,7 @@ class Architecture:
     shared_bytes: int
     tiles: dict[tuple[str, str], TileConfig]
     refine: dict[tuple[str, str], RefineTile]
+    step: StepTile = StepTile(16, 64, 4, 1024)
     # Of kind ``half``, for heads with more entries than rows in a block, where that tile would spill.
     divided: dict[str, RefineTile] = field(default_factory=dict)
 
@@ -153,9 +164,12 @@ ARCHITECTURES = {
             ("refine_grad_pixels", "ieee"): RefineTile(16, 16, 8, 1),
         },
         divided={"refine_grad_rows": RefineTile(16, 16, 4, 1), "refine_grad_pixels": RefineTile(16, 16, 8, 1)},
+        step=StepTile(16, 64, 4, 512),
     ),
     # Any other GPU: sized for 64 KiB of shared memory.
-    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE),
+    "default": Architecture(
+        programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE, step=StepTile(16, 64, 4, 512)
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 #include "cpu/classify.h"
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
+#include "cpu/step.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -27,12 +28,15 @@ namespace avx2 {
 #include "cpu/classify_gradients.inc.h"
 #include "cpu/classify.inc.h"
 #include "cpu/segmentation.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace avx2
 
 PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
 ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
 SegmentationKernels segmentation_kernels_avx2() { return avx2::segmentation_kernels(); }
+StepKernels step_kernels_avx2() { return avx2::step_kernels(); }
 
 }  // namespace d2ls
 

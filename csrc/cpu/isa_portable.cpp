@@ -2,6 +2,7 @@
 #include "cpu/classify.h"
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
+#include "cpu/step.h"
 
 #define D2LS_LANES 4
 #if defined(__x86_64__)
@@ -20,11 +21,14 @@ namespace portable {
 #include "cpu/classify_gradients.inc.h"
 #include "cpu/classify.inc.h"
 #include "cpu/segmentation.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace portable
 
 PassKernels pass_kernels_portable() { return portable::pass_kernels(); }
 ClassifyKernels classify_kernels_portable() { return portable::classify_kernels(); }
 SegmentationKernels segmentation_kernels_portable() { return portable::segmentation_kernels(); }
+StepKernels step_kernels_portable() { return portable::step_kernels(); }
 
 }  // namespace d2ls

@@ -12,8 +12,11 @@ from d2ls_fast.backends.base import Call, Support
 from d2ls_fast.kernels.configs import why_not
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TRITON_OPERATORS = ("attend", "refine", "refine_attend")
-_CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels", "segmentation_loss")
+_TRITON_OPERATORS = ("attend", "refine", "refine_attend", "dictionary_step")
+_CPU_OPERATORS = (
+    *("attend", "refine", "refine_attend", "dictionary_step"),
+    *("classify", "classify_labels", "segmentation_loss"),
+)
 
 
 def _dtype_support(call: Call) -> Support:

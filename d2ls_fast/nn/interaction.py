@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from d2ls_fast.backends import current as current_backend
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.ops.attend import attend
+from d2ls_fast.ops.dictionary_step import Step, dictionary_step
 from d2ls_fast.ops.refine import refine, repeated
 from d2ls_fast.ops.refine_attend import refine_attend
 
@@ -41,21 +42,40 @@ class InteractionStage(nn.Module):
             pixels = self.pixel_norm(pixels + update).to(pixels.dtype)
         return dictionary, pixels
 
-    def one_pass(
-        self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, position: Tensor, query: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """This stage's pixel update and the next look of ``query`` rows at its result, in one pass over the pixels.
+    def step(
+        self,
+        dictionary: Tensor,
+        position: Tensor,
+        context: Tensor,
+        following: CrossAttention | None,
+        dtype: torch.dtype,
+    ) -> Step:
+        """This stage's dictionary from attend's context, and the rows of the next pass, whose look is ``following``."""
+        return dictionary_step(
+            dictionary,
+            position,
+            self.dictionary_attention.num_heads,
+            dtype,
+            context=context,
+            update=self.dictionary_attention.update(self.dictionary_norm),
+            entries=None if self.pixel_attention is None else self.pixel_attention.entries(),
+            look=None if following is None else following.look(),
+            eps=self.dictionary_norm.eps,
+        )
 
-        Returns the pixels and attend's context; without a query (nobody looks any more) the context is empty.
+    def one_pass(self, pixels: Tensor, pixel_pe: Tensor, step: Step, looking: bool) -> tuple[Tensor, Tensor]:
+        """This stage's pixel update and the next look of ``step.query`` at its result, in one pass over the pixels.
+
+        Returns the pixels and attend's context, which is empty when nobody looks any more.
         """
+        nothing = pixels.new_empty(0)
         if self.pixel_attention is None or self.pixel_norm is None:
-            return pixels, pixels.new_empty(0) if query is None else attend(pixels, pixel_pe, query)[0]
+            return pixels, attend(pixels, pixel_pe, step.query)[0] if looking else nothing
         attention, norm = self.pixel_attention, self.pixel_norm
-        entries = attention.folded_entries(dictionary + position, dictionary, pixels.dtype)
-        vectors = (attention.out_proj.bias, norm.weight, norm.bias)
-        if query is None:
-            return refine(pixels, pixel_pe, *entries, *vectors, attention.num_heads, norm.eps), pixels.new_empty(0)
-        pixels, context, _ = refine_attend(pixels, pixel_pe, *entries, *vectors, query, attention.num_heads, norm.eps)
+        rows = (step.key, step.key_bias, step.value, attention.out_proj.bias, norm.weight, norm.bias)
+        if not looking:
+            return refine(pixels, pixel_pe, *rows, attention.num_heads, norm.eps), nothing
+        pixels, context, _ = refine_attend(pixels, pixel_pe, *rows, step.query, attention.num_heads, norm.eps)
         return pixels, context
 
 
@@ -149,16 +169,19 @@ class AlternatingCrossAttention(nn.Module):
         stages = cast("list[InteractionStage]", list(self.layers))
         looks = [stage.dictionary_attention for stage in stages]
         following: list[CrossAttention | None] = [*looks[1:], self.final_attention]
-        context, _ = attend(pixels, pixel_pe, looks[0].folded_query(dictionary + position, pixels.dtype))
+        heads = looks[0].num_heads
+        first = dictionary_step(dictionary, position, heads, pixels.dtype, look=looks[0].look())
+        context, _ = attend(pixels, pixel_pe, first.query)
         for stage, next_look in zip(stages, following, strict=True):
-            update = stage.dictionary_attention.from_context(context, dictionary.dtype)
-            dictionary = normalised_sum(stage.dictionary_norm, dictionary, update)
+            step = stage.step(dictionary, position, context, next_look, pixels.dtype)
+            dictionary = step.dictionary
             after.append(dictionary)
-            query = None if next_look is None else next_look.folded_query(dictionary + position, pixels.dtype)
-            pixels, context = stage.one_pass(pixels, pixel_pe, dictionary, position, query)
+            pixels, context = stage.one_pass(pixels, pixel_pe, step, next_look is not None)
         if self.final_attention is not None and self.final_norm is not None:
-            update = self.final_attention.from_context(context, dictionary.dtype)
-            dictionary = normalised_sum(self.final_norm, dictionary, update)
+            update, eps = self.final_attention.update(self.final_norm), self.final_norm.eps
+            dictionary = dictionary_step(
+                dictionary, position, heads, pixels.dtype, context=context, update=update, eps=eps
+            ).dictionary
         return Interaction(dictionary, pixels, after)
 
 

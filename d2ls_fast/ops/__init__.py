@@ -2,8 +2,17 @@
 
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.classify import classify, classify_labels
+from d2ls_fast.ops.dictionary_step import dictionary_step
 from d2ls_fast.ops.refine import refine
 from d2ls_fast.ops.refine_attend import refine_attend
 from d2ls_fast.ops.segmentation_loss import segmentation_loss
 
-__all__ = ["attend", "classify", "classify_labels", "refine", "refine_attend", "segmentation_loss"]
+__all__ = [
+    "attend",
+    "classify",
+    "classify_labels",
+    "dictionary_step",
+    "refine",
+    "refine_attend",
+    "segmentation_loss",
+]
