@@ -2,7 +2,7 @@
 
 For sm_80, sm_90, sm_100 and gfx942, and for the safe default on sm_80: registers, spilled bytes (stack), shared memory
 and matrix instructions of every kernel at C = 256 (512 where wide), 64 query rows, 8 heads of 7 entries, 7 classes: the
-whole table of ``kernels/configs.py``.
+whole table of ``kernels/configs.py``; refine's hot kind with 150 entries as well.
 Writes ``benchmarks/results/triton_resources.md`` and ``.json``; exits 1 if any of them does not fit or a hot one (kind
 ``half``) spills.
 
@@ -34,9 +34,13 @@ from d2ls_fast.kernels import (
     _fuse_pyramid,
     _nce,
     _refine_backward,
+    _refine_backward_rows,
     _refine_forward,
+    _refine_tiles,
     _segmentation_backward,
     _segmentation_forward,
+    _step_backward,
+    _step_forward,
     configs,
     nce,
     ratio,
@@ -59,8 +63,16 @@ REFINE_FUNCTIONS = {
     "refine_attend": _refine_forward.refine_chunk,
     "refine_grad_total": _refine_backward.refine_grad_total,
     "refine_attend_grad_total": _refine_backward.refine_grad_total,
-    "refine_grad_rows": _refine_backward.refine_grad_rows,
-    "refine_grad_pixels": _refine_backward.refine_grad_pixels,
+    "refine_grad_rows": _refine_backward_rows.refine_grad_rows,
+    "refine_grad_pixels": _refine_backward_rows.refine_grad_pixels,
+}
+STEP_FUNCTIONS = {
+    "step_update": _step_forward.step_update,
+    "step_rows": _step_forward.step_rows,
+    "step_grad_rows": _step_backward.step_grad_rows,
+    "step_grad_dictionary": _step_backward.step_grad_dictionary,
+    "step_grad_context": _step_backward.step_grad_context,
+    "step_grad_weights": _step_backward.step_grad_weights,
 }
 CLASSIFY_FUNCTIONS = {
     "classify_logits": _classify_forward.classify_logits,
@@ -88,13 +100,15 @@ TYPED = {
     "pixels", "pe", "query", "grad", "grad_pixels", "grad_pe",
     "key", "value", "refined", "grad_refined", "grad_total",
     "fused", "product_1", "product_2", "product_3", "grad_product",
+    "out_query", "out_key", "out_value", "grad_query", "grad_key", "grad_value",
 }  # fmt: skip
 COUNTS = {
-    "num_pixels", "num_rows", "chunks", "tiles_per_chunk", "heads", "entries", "num_queries",
+    "num_pixels", "num_rows", "chunks", "tiles_per_chunk", *_refine_tiles.COUNTS,
     "height", "width", "classes", "prototypes", "target_height", "target_width", "ignore_index",
 }  # fmt: skip
 OTHER_TYPES = {
     "eps": "fp32",
+    "scale": "fp32",
     "smoothing": "fp32",
     "labels": "*u8",
     "target": "*i64",
@@ -105,7 +119,7 @@ COUNTS |= {"height", "width", "height_1", "width_1", "height_2", "width_2", "hei
 COUNTS |= {"level_height", "level_width", "num_entries", "chunk_pixels", "batch"}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 64
-HEADS, ENTRIES = 8, 7
+HEADS, ENTRIES, MANY_ENTRIES = 8, 7, 150
 CLASSES = 7
 
 
@@ -169,6 +183,7 @@ def _compile(
     name: str, function: Any, kind: str, constants: dict[str, Any], tile: Any
 ) -> tuple[tuple[int, int, int], dict[str, int]]:
     """((registers, stack, shared memory), matrix instructions) of one kernel compiled for one target."""
+    stages = 1 if isinstance(tile, configs.StepTile) else tile.num_stages
     element = "fp32" if kind in ("tf32", "ieee") else "bf16"
     signature, attributes = {}, {}
     for index, argument in enumerate(function.arg_names):
@@ -183,7 +198,7 @@ def _compile(
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=TARGETS[name],
-        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True},
+        options={"num_warps": tile.num_warps, "num_stages": stages, "enable_fp_fusion": True},
     )
     if TARGETS[name].backend == "hip":
         registers, stack, instructions = _read_amd(compiled.asm["amdgcn"])
@@ -215,11 +230,14 @@ def compile_one(
     )  # fmt: skip
 
 
-def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_pe: bool = False) -> Resources:
+def compile_refine(
+    name: str, kernel: str, kind: str, channels: int = 256, need_pe: bool = False, entries: int = ENTRIES
+) -> Resources:
     """``compile_one`` for a kernel of refine or refine_attend."""
     function, table = REFINE_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
-    tile = table.refine[kernel, kind]
-    blocks = configs.refine_blocks(tile, channels, HEADS, ENTRIES)
+    tile = table.refine_tile(kernel, kind, entries)
+    assert tile is not None, (name, kernel, kind)
+    blocks = configs.refine_blocks(tile, channels, HEADS, entries)
     one_block = HEADS * blocks["PADDED"] <= blocks["BLOCK_J"]
     flags = {
         "C": channels, "PE_SHARED": True, "ATTEND": kernel in configs.FUSED_KERNELS, "ONE_BLOCK": one_block,
@@ -229,6 +247,8 @@ def compile_refine(name: str, kernel: str, kind: str, channels: int = 256, need_
     constants = {key: value for key, value in flags.items() if key in function.arg_names}
     usage, instructions = _compile(name, function, kind, constants, tile)
     variant = f"{'one block' if one_block else 'blocks'}{', pe' if need_pe else ''}"
+    if blocks["PADDED"] > blocks["BLOCK_J"]:
+        variant = "heads in blocks"
     return Resources(
         name, kernel, kind, channels, variant, "x".join(str(blocks[f"BLOCK_{axis}"]) for axis in "JNC"), tile.num_warps,
         tile.num_stages, *usage, table.shared_bytes, instructions,
@@ -290,6 +310,23 @@ def compile_contrast(name: str, kernel: str, kind: str, channels: int = 256, row
     )  # fmt: skip
 
 
+def compile_step(name: str, kernel: str, kind: str, channels: int = 256) -> Resources:
+    """``compile_one`` for a kernel of dictionary_step, all parts present."""
+    function, table = STEP_FUNCTIONS[kernel], configs.ARCHITECTURES[name]
+    inner, wide = channels // 2, configs.power_of_two(channels)
+    flags = {
+        "C": channels, "INNER": inner, "WIDTH": inner // HEADS, "SAVE": True,
+        "UPDATE": True, "LOOK": True, "ENTRIES": True,
+        "BLOCK_R": table.step.block_r, "BLOCK_C": min(table.step.block_c, wide), "WIDE": wide,
+    }  # fmt: skip
+    constants = {key: value for key, value in flags.items() if key in function.arg_names}
+    usage, instructions = _compile(name, function, kind, constants, table.step)
+    return Resources(
+        name, kernel, kind, channels, "", f"{table.step.block_r}x{table.step.block_c}", table.step.num_warps, 1,
+        *usage, table.shared_bytes, instructions,
+    )  # fmt: skip
+
+
 def compile_contrasts(name: str) -> list[Resources]:
     """The contrastive losses for one architecture."""
     rows = []
@@ -317,6 +354,8 @@ def compile_all() -> list[Resources]:
         for kernel, kind in configs.ARCHITECTURES[name].refine:
             channels = 512 if kind == "wide" else 256
             rows.append(compile_refine(name, kernel, kind, channels))
+            if kind == "half":
+                rows.append(compile_refine(name, kernel, kind, channels, entries=MANY_ENTRIES))
             if "NEED_PE" in REFINE_FUNCTIONS[kernel].arg_names and kernel != "refine_grad_total":
                 rows.append(compile_refine(name, kernel, kind, channels, need_pe=True))
         for kernel, kind in configs.ARCHITECTURES[name].classify:
@@ -326,6 +365,8 @@ def compile_all() -> list[Resources]:
                 rows.append(compile_classify(name, kernel, kind, one_block=False))
         rows += [compile_pyramid(name, kernel, kind) for kernel, kind in configs.ARCHITECTURES[name].pyramid]
         rows += compile_contrasts(name)
+        for kernel in STEP_FUNCTIONS:
+            rows += [compile_step(name, kernel, "half"), compile_step(name, kernel, "wide", 512)]
     return rows
 
 

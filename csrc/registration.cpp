@@ -34,7 +34,7 @@ class Inputs {
     STD_TORCH_CHECK((pixel_pe.dim() == 2 || (pixel_pe.dim() == 3 && pixel_pe.size(0) == b)) &&
                         pixel_pe.size(pixel_pe.dim() - 2) == n && pixel_pe.size(pixel_pe.dim() - 1) == c,
                     "d2ls_fast: pixel_pe must be [N, C] or [B, N, C] with the N and C of pixels");
-    pass.shape = {b, n, c, 0, 0, 0, pixel_pe.dim() == 2, dtype_of(pixels)};
+    pass.shape = {b, 1, n, c, 0, 0, 0, pixel_pe.dim() == 2, dtype_of(pixels)};
     pass.pixels = data(pixels, "pixels", &pixels_);
     pass.pixel_pe = data(pixel_pe, "pixel_pe", &pixel_pe_);
   }
@@ -46,6 +46,9 @@ class Inputs {
 
   void refine(const Tensor& key, const Tensor& key_bias, const Tensor& value, const Tensor& out_bias,
               const Tensor& norm_weight, const Tensor& norm_bias, int64_t num_heads, double eps) {
+    STD_TORCH_CHECK(key.dim() == 3 && key.size(0) > 0 && key.size(0) % pass.shape.batch == 0,
+                    "d2ls_fast: key must be [G * B, J, C] with the B of pixels");
+    pass.shape.dictionaries = key.size(0) / pass.shape.batch;
     const int64_t rows = rows_of(key, "key"), c = pass.shape.channels;
     STD_TORCH_CHECK(rows_of(value, "value") == rows, "d2ls_fast: value must have the rows of key");
     STD_TORCH_CHECK(num_heads > 0 && rows % num_heads == 0, "d2ls_fast: num_heads must divide the rows of key");
@@ -53,7 +56,7 @@ class Inputs {
     pass.shape.entries = rows / num_heads;
     pass.key = data(key, "key", &key_);
     pass.value = data(value, "value", &value_);
-    pass.key_bias = vector(key_bias, pass.shape.batch * rows, "key_bias", &key_bias_);
+    pass.key_bias = vector(key_bias, count() * rows, "key_bias", &key_bias_);
     pass.out_bias = vector(out_bias, c, "out_bias", &out_bias_);
     pass.norm_weight = vector(norm_weight, c, "norm_weight", &norm_weight_);
     pass.norm_bias = vector(norm_bias, c, "norm_bias", &norm_bias_);
@@ -63,12 +66,15 @@ class Inputs {
   // Same shape and dtype as an input, contiguous.
   Tensor like_pixels() const { return torch::stable::empty_like(pixels_); }
   Tensor like_pixel_pe() const { return torch::stable::empty_like(pixel_pe_); }
+  // [G B, rows, C], where G is 1 without refine.
   Tensor rows_like_pixels(int64_t rows) const {
-    return torch::stable::new_empty(pixels_, {pass.shape.batch, rows, pass.shape.channels});
+    return torch::stable::new_empty(pixels_, {count(), rows, pass.shape.channels});
   }
   Tensor empty_floats(const std::vector<int64_t>& size) const {
     return torch::stable::new_empty(pixels_, size, ScalarType::Float);
   }
+  // Dictionaries of all images, G B.
+  int64_t count() const { return pass.shape.dictionaries * pass.shape.batch; }
   Tensor nothing() const { return torch::stable::new_empty(pixels_, {0}); }
 
   const void* data(const Tensor& tensor, const char* name, Tensor* kept) const {
@@ -81,9 +87,9 @@ class Inputs {
 
  private:
   int64_t rows_of(const Tensor& tensor, const char* name) const {
-    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == pass.shape.batch && tensor.size(2) == pass.shape.channels &&
+    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == count() && tensor.size(2) == pass.shape.channels &&
                         tensor.size(1) > 0,
-                    "d2ls_fast: ", name, " must be [B, J, C] with the B and C of pixels and J > 0");
+                    "d2ls_fast: ", name, " must be [", count(), ", J, C] with the C of pixels and J > 0");
     return tensor.size(1);
   }
 
@@ -109,7 +115,7 @@ Tensor refine(Tensor pixels, Tensor pixel_pe, Tensor key, Tensor key_bias, Tenso
               Tensor norm_weight, Tensor norm_bias, int64_t num_heads, double eps) {
   Inputs in(pixels, pixel_pe);
   in.refine(key, key_bias, value, out_bias, norm_weight, norm_bias, num_heads, eps);
-  Tensor refined = in.like_pixels();
+  Tensor refined = in.rows_like_pixels(in.pass.shape.pixels);
   d2ls::pass_forward({in.pass, refined.mutable_data_ptr(), nullptr, nullptr}, parallel);
   return refined;
 }
@@ -121,9 +127,9 @@ std::tuple<Tensor, Tensor, Tensor> refine_attend(Tensor pixels, Tensor pixel_pe,
   in.refine(key, key_bias, value, out_bias, norm_weight, norm_bias, num_heads, eps);
   in.attend(query);
   const d2ls::PassShape& s = in.pass.shape;
-  Tensor refined = in.like_pixels();
-  Tensor context = in.empty_floats({s.batch, s.rows, s.channels});
-  Tensor log_sum_exp = in.empty_floats({s.batch, s.rows});
+  Tensor refined = in.rows_like_pixels(s.pixels);
+  Tensor context = in.empty_floats({in.count(), s.rows, s.channels});
+  Tensor log_sum_exp = in.empty_floats({in.count(), s.rows});
   d2ls::pass_forward(
       {in.pass, refined.mutable_data_ptr(), mutable_floats(context), mutable_floats(log_sum_exp)}, parallel);
   return {refined, context, log_sum_exp};
@@ -133,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor> refine_attend(Tensor pixels, Tensor pixel_pe,
 struct AttendSaved {
   AttendSaved(const Inputs& in, const Tensor& context, const Tensor& log_sum_exp, const Tensor& grad_context,
               const Tensor& grad_log_sum_exp) {
-    const int64_t rows = in.pass.shape.batch * in.pass.shape.rows, numel = rows * in.pass.shape.channels;
+    const int64_t rows = in.count() * in.pass.shape.rows, numel = rows * in.pass.shape.channels;
     tensors[0] = float_tensor(context, numel, "context");
     tensors[1] = float_tensor(log_sum_exp, rows, "log_sum_exp");
     tensors[2] = float_tensor(grad_context, numel, "grad_context");
@@ -186,7 +192,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     saved.emplace(in, *context, *log_sum_exp, *grad_context, *grad_log_sum_exp);
     saved->give(&call);
   }
-  STD_TORCH_CHECK(grad_refined.numel() == pixels.numel(), "d2ls_fast: grad_refined must have the shape of pixels");
+  STD_TORCH_CHECK(grad_refined.numel() == in.pass.shape.dictionaries * pixels.numel(),
+                  "d2ls_fast: grad_refined must have the shape of refined");
   Tensor kept;
   call.grad_refined = in.data(grad_refined, "grad_refined", &kept);
   call.in = in.pass;
@@ -195,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   Tensor grad_pixels = in.like_pixels();
   Tensor grad_pe = need_pe_grad ? in.like_pixel_pe() : in.nothing();
   Tensor grad_key = in.rows_like_pixels(rows), grad_value = in.rows_like_pixels(rows);
-  Tensor grad_key_bias = in.empty_floats({s.batch, rows});
+  Tensor grad_key_bias = in.empty_floats({in.count(), rows});
   Tensor grad_out_bias = in.empty_floats({s.channels}), grad_norm_weight = in.empty_floats({s.channels});
   Tensor grad_norm_bias = in.empty_floats({s.channels});
   Tensor grad_query = query.has_value() ? in.rows_like_pixels(s.rows) : in.nothing();

@@ -20,8 +20,8 @@ inline void parallel(int64_t count, int64_t grain, const Range& body) {
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(begin, end); });
 }
 
-inline Dtype dtype_of(const Tensor& pixels) {
-  switch (pixels.scalar_type()) {
+inline Dtype dtype_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return Dtype::f32;
     case ScalarType::BFloat16:
@@ -32,6 +32,8 @@ inline Dtype dtype_of(const Tensor& pixels) {
       STD_TORCH_CHECK(false, "d2ls_fast: the CPU kernels take float32, bfloat16 and float16 pixels");
   }
 }
+
+inline Dtype dtype_of(const Tensor& pixels) { return dtype_of(pixels.scalar_type()); }
 
 inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 inline float* mutable_floats(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }

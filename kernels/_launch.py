@@ -35,7 +35,7 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def sum_partials(partials: Tensor, dtype: torch.dtype, groups: int, parts: int) -> Tensor:
-    """[groups * parts * size] float32 -> [groups, size] in dtype, summed in order."""
+    """[groups * parts * size] -> [groups, size] in dtype, summed in order in float32."""
     size = partials.numel() // (groups * parts)
     out = torch.empty(groups, size, dtype=dtype, device=partials.device)
     block = 1024

@@ -7,30 +7,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._refine_tiles import add_update, head_rows, load_bias, load_columns, load_vector, normalise
+from ._refine_tiles import COUNTS, add_update, head_rows, load_bias, load_columns, load_vector, normalise, place
 from ._tiles import LOG2E, load_tile, positioned, product, store_tile
 
 
-@triton.jit(do_not_specialize=["num_pixels", "heads", "entries", "num_queries", "chunks", "tiles_per_chunk"])
+@triton.jit(do_not_specialize=COUNTS)
 def refine_chunk(
     pixels, pe, key, key_bias, value, out_bias, norm_weight, norm_bias, query,
     refined, part_context, part_max, part_sum,
-    num_pixels, heads, entries, num_queries, chunks, tiles_per_chunk, eps,
+    images, dictionaries, num_pixels, heads, entries, num_queries, chunks, tiles_per_chunk, eps,
     C: tl.constexpr, PE_SHARED: tl.constexpr, ATTEND: tl.constexpr, ONE_BLOCK: tl.constexpr,
     BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr,
     PADDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x' of one chunk of pixels and, with ATTEND, the running softmax of the query over x' in it."""
-    program = tl.program_id(0)
-    chunk = program % chunks
-    batch = (program // chunks).to(tl.int64)
+    """x' of one chunk of pixels and one dictionary and, with ATTEND, the running softmax of the query over x' in it."""
+    image, chunk, batch = place(tl.program_id(0), dictionaries, images, chunks)
     n = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_C)
     num_rows = heads * entries
-    pixels += batch * num_pixels * C
+    pixels += image * num_pixels * C
     refined += batch * num_pixels * C
     if not PE_SHARED:
-        pe += batch * num_pixels * C
+        pe += image * num_pixels * C
     key += batch * num_rows * C
     value += batch * num_rows * C
     key_bias += batch * num_rows

@@ -1,8 +1,10 @@
 """What the refine kernels share: rows of whole heads, the softmax within heads, the normalised update of a tile.
 
 Everything is dictionary-major: pixels are the columns of scores [rows, BLOCK_N] and of updates [BLOCK_C, BLOCK_N].
-The entries of a head are laid out in PADDED places (the next power of two), so that a block of rows holds whole heads
-and a reshape gives the softmax its groups. BLOCK_C holds all channels.
+The entries of a head are laid out in PADDED places. As long as they fit in a block that is the next power of two, so
+that a block of rows holds whole heads and a reshape gives the softmax its groups; otherwise PADDED is a multiple of
+BLOCK_J, a block is part of one head, and a first sweep over the head's blocks finds what the softmax divides by.
+BLOCK_C holds all channels.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,6 +15,19 @@ import triton
 import triton.language as tl
 
 from ._tiles import LOG2E, load_tile, product
+
+# Arguments whose values the kernels are not compiled for.
+COUNTS = [
+    "images", "dictionaries", "num_pixels", "heads", "entries", "num_queries", "chunks", "tiles_per_chunk",
+]  # fmt: skip
+
+
+@triton.jit
+def place(program, dictionaries, images, chunks):
+    """(image, chunk, dictionary in their stack) of a program; those that share a tile of pixels are neighbours."""
+    chunk = program // dictionaries % chunks
+    image = (program // (dictionaries * chunks)).to(tl.int64)
+    return image, chunk, program % dictionaries * images + image
 
 
 @triton.jit
@@ -58,9 +73,46 @@ def head_softmax_backward(weights, grad, BLOCK_J: tl.constexpr, BLOCK_N: tl.cons
 def entry_weights(
     key, bias, y, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """A [BLOCK_J, BLOCK_N]: softmax over each head's entries of key . y + bias."""
+    """A [BLOCK_J, BLOCK_N]: softmax over each head's entries of key . y + bias, for whole heads."""
     scores = product(key, tl.trans(y), tl.zeros([BLOCK_J, BLOCK_N], dtype=tl.float32), PRECISION)
     return head_softmax(scores + bias[:, None], BLOCK_J, BLOCK_N, PADDED)
+
+
+@triton.jit
+def part_weights(key, bias, y, top, inverse_sum, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):
+    """``entry_weights`` for a block that is part of a head, whose ``head_statistics`` are known."""
+    scores = product(key, tl.trans(y), tl.zeros([BLOCK_J, BLOCK_N], dtype=tl.float32), PRECISION)
+    return tl.exp2((scores + bias[:, None] - top[None, :]) * LOG2E) * inverse_sum[None, :]
+
+
+@triton.jit
+def head_statistics(
+    key, value, bias, y, grad_total, head, heads, entries,
+    C: tl.constexpr, WITH_GRAD: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Over all blocks of one head, for every pixel: largest score, 1 / sum of the exponentials and sum of A dA."""
+    columns = tl.arange(0, BLOCK_C)
+    num_rows = heads * entries
+    top = tl.full([BLOCK_N], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_N], dtype=tl.float32)
+    weighted = tl.zeros([BLOCK_N], dtype=tl.float32)
+    empty = tl.zeros([BLOCK_J, BLOCK_N], dtype=tl.float32)
+    for j0 in range(head * PADDED, head * PADDED + PADDED, BLOCK_J):
+        rows, in_head = head_rows(j0, heads, entries, BLOCK_J, PADDED)
+        scores = product(load_tile(key, rows, num_rows, columns, C), tl.trans(y), empty, PRECISION)
+        scores += load_bias(bias, rows, in_head, num_rows)[:, None]
+        # Every block holds at least one entry, so the new maximum is finite and the first rescale is exp2(-inf) = 0.
+        new_top = tl.maximum(top, tl.max(scores, 0))
+        rescale = tl.exp2((top - new_top) * LOG2E)
+        powers = tl.exp2((scores - new_top[None, :]) * LOG2E)
+        total = total * rescale + tl.sum(powers, 0)
+        if WITH_GRAD:
+            v = load_tile(value, rows, num_rows, columns, C)
+            grad_weights = product(v, tl.trans(grad_total), empty, PRECISION)
+            weighted = weighted * rescale + tl.sum(powers * grad_weights, 0)
+        top = new_top
+    return top, 1.0 / total, weighted / total
 
 
 @triton.jit
@@ -73,6 +125,22 @@ def add_update(
     if ONE_BLOCK:
         weights = entry_weights(k, c, y, BLOCK_J, BLOCK_N, PADDED, PRECISION)
         total = product(value_t, weights.to(y.dtype), total, PRECISION)
+    elif PADDED > BLOCK_J:
+        columns = tl.arange(0, BLOCK_C)
+        num_rows = heads * entries
+        for head in range(0, heads):
+            top, inverse_sum, _ = head_statistics(
+                key, value, bias, y, y, head, heads, entries,
+                C, False, BLOCK_J, BLOCK_N, BLOCK_C, PADDED, PRECISION,
+            )  # fmt: skip
+            for j0 in range(head * PADDED, head * PADDED + PADDED, BLOCK_J):
+                rows, in_head = head_rows(j0, heads, entries, BLOCK_J, PADDED)
+                block = load_tile(key, rows, num_rows, columns, C)
+                weights = part_weights(
+                    block, load_bias(bias, rows, in_head, num_rows), y, top, inverse_sum, BLOCK_J, BLOCK_N, PRECISION
+                )
+                block = load_columns(value, rows, num_rows, columns, C)
+                total = product(block, weights.to(y.dtype), total, PRECISION)
     else:
         columns = tl.arange(0, BLOCK_C)
         num_rows = heads * entries

@@ -69,5 +69,5 @@ def sum_parts(partials, out, parts, size, BLOCK: tl.constexpr):
     i = program % blocks * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for p in range(0, parts):
-        total += tl.load(partials + (group * parts + p) * size + i, mask=i < size, other=0.0)
+        total += tl.load(partials + (group * parts + p) * size + i, mask=i < size, other=0.0).to(tl.float32)
     tl.store(out + group * size + i, total, mask=i < size)

@@ -40,8 +40,9 @@ def _check(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> None:
             "attend: pixels, pixel_pe and query must share one dtype of float32, bfloat16, float16; "
             f"got {pixels.dtype}, {pixel_pe.dtype}, {query.dtype}"
         )
-    if channels % 16 or not 16 <= channels <= 1024:
-        raise ValueError(f"attend: channels must be a multiple of 16 from 16 to 1024, got {channels}")
+    problem = configs.why_not(channels)
+    if problem:
+        raise ValueError(f"attend: {problem}")
     if min(batch, num_pixels, rows) < 1:
         raise ValueError(f"attend: empty input: pixels {tuple(pixels.shape)}, query {tuple(query.shape)}")
     pe_shapes = [(num_pixels, channels), (batch, num_pixels, channels)]

@@ -29,7 +29,7 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class RefineTile:
-    """Tile of a refine kernel: rows of key and value in a block (more where one head has more), pixels of a tile.
+    """Tile of a refine kernel: rows of key and value in a block (a power of two), pixels of a tile.
 
     All channels of the tile are on chip, for the norm.
     """
@@ -71,6 +71,16 @@ _PYRAMID = {
 
 
 @dataclass(frozen=True)
+class StepTile:
+    """Tile of the dictionary_step kernels: tokens x channels of a product, and the C that shared memory takes."""
+
+    block_r: int
+    block_c: int
+    num_warps: int
+    max_channels: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The tiles of one architecture, and what it has: shared memory [bytes] and how many programs fill it."""
 
@@ -80,6 +90,16 @@ class Architecture:
     refine: dict[tuple[str, str], RefineTile]
     classify: dict[tuple[str, str], ClassifyTile]
     pyramid: dict[tuple[str, str], PyramidTile] = field(default_factory=lambda: _PYRAMID)
+    step: StepTile = StepTile(16, 64, 4, 1024)
+    # Of kind ``half``, for heads with more entries than rows in a block, where that tile would spill.
+    divided: dict[str, RefineTile] = field(default_factory=dict)
+
+    def refine_tile(self, kernel: str, kind: str, entries: int) -> RefineTile | None:
+        """The tile for heads of so many entries; None where the table has none."""
+        tile = self.refine.get((kernel, kind))
+        if tile is not None and kind == "half" and entries > tile.block_j:
+            return self.divided.get(kernel, tile)
+        return tile
 
 
 KERNELS = ("forward", "grad_pixels", "grad_query")
@@ -163,6 +183,7 @@ ARCHITECTURES = {
         },
         refine=_REFINE_LARGE,
         classify=_CLASSIFY,
+        divided={"refine_grad_rows": RefineTile(16, 32, 8, 1)},
     ),
     "sm_90": Architecture(
         programs=264,
@@ -176,6 +197,7 @@ ARCHITECTURES = {
         },
         refine={**_REFINE_LARGE, ("refine_grad_pixels", "half"): RefineTile(64, 16, 8, 1)},
         classify=_CLASSIFY,
+        divided={"refine_grad_rows": RefineTile(16, 32, 8, 1), "refine_grad_pixels": RefineTile(64, 16, 8, 2)},
     ),
     "sm_100": Architecture(
         programs=296,
@@ -188,11 +210,13 @@ ARCHITECTURES = {
         },
         refine={
             **_REFINE_LARGE,
+            ("refine", "half"): RefineTile(64, 32, 4, 2),
             ("refine_attend", "half"): RefineTile(64, 16, 8, 1),
             ("refine_grad_total", "half"): RefineTile(64, 32, 8, 1),
             ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 1),
         },
         classify=_CLASSIFY,
+        divided={"refine": RefineTile(64, 32, 8, 1)},
     ),
     "gfx942": Architecture(
         programs=304,
@@ -205,9 +229,18 @@ ARCHITECTURES = {
             ("refine_grad_pixels", "ieee"): RefineTile(16, 16, 8, 1),
         },
         classify=_CLASSIFY,
+        divided={"refine_grad_rows": RefineTile(16, 16, 4, 1), "refine_grad_pixels": RefineTile(16, 16, 8, 1)},
+        step=StepTile(16, 64, 4, 512),
     ),
     # Any other GPU: sized for 64 KiB of shared memory.
-    "default": Architecture(programs=128, shared_bytes=64 * 1024, tiles=_SMALL, refine=_REFINE, classify=_CLASSIFY),
+    "default": Architecture(
+        programs=128,
+        shared_bytes=64 * 1024,
+        tiles=_SMALL,
+        refine=_REFINE,
+        classify=_CLASSIFY,
+        step=StepTile(16, 64, 4, 512),
+    ),
 }
 
 
@@ -221,6 +254,13 @@ def architecture(device: torch.device) -> Architecture:
         major, minor = torch.cuda.get_device_capability(device)
         name = f"sm_{major}{minor}"
     return ARCHITECTURES.get(name, ARCHITECTURES["default"])
+
+
+def why_not(channels: int) -> str:
+    """Why the Triton kernels cannot take pixels of so many channels, or nothing: their only limit on shapes."""
+    if channels % 16 or not 16 <= channels <= 1024:
+        return f"channels must be a multiple of 16 from 16 to 1024, got {channels}"
+    return ""
 
 
 def kind(dtype: torch.dtype, channels: int, tf32: bool) -> str:
@@ -247,13 +287,17 @@ def block_sizes(tile: TileConfig, channels: int, rows: int) -> dict[str, int]:
 
 
 def refine_blocks(tile: RefineTile, channels: int, heads: int, entries: int) -> dict[str, int]:
-    """Compile-time block sizes of the refine kernels: blocks of rows hold whole heads, padded to a power of two."""
-    padded = power_of_two(entries)
+    """Compile-time block sizes of the refine kernels.
+
+    A block of rows holds whole heads, padded to a power of two; of a head with more entries than rows in a block, it
+    holds a part.
+    """
+    padded, most = power_of_two(entries), max(16, tile.block_j)
     return {
-        "BLOCK_J": max(16, padded, min(tile.block_j, power_of_two(heads * padded))),
+        "BLOCK_J": max(16, min(most, power_of_two(heads * padded))),
         "BLOCK_N": tile.block_n,
         "BLOCK_C": power_of_two(channels),
-        "PADDED": padded,
+        "PADDED": padded if padded <= most else -(-entries // most) * most,
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import configs
-from ._launch import merge_context, on_device, shared_encoding
+from ._launch import merge_context, on_device, shared_encoding, sum_partials
 from ._refine_forward import refine_chunk
 from .attend import attend_backward, attend_forward
 from .refine import (
@@ -41,32 +41,33 @@ def _fused(kernel: str, inputs: Inputs, query: Tensor, num_heads: int) -> dict[s
 
 
 def refine_attend_forward(inputs: Inputs, query: Tensor, num_heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``refine_forward``, then ``attend_forward`` of query [B, J', C] on its result.
+    """``refine_forward``, then ``attend_forward`` of query [G * B, J', C] on its result.
 
     Returns:
-        refined pixels [B, N, C] in their dtype; context [B, J', C] and log-sum-exp [B, J'], float32.
+        refined pixels [G * B, N, C] in their dtype; context [G * B, J', C] and log-sum-exp [G * B, J'], float32.
 
     Raises:
         TypeError, ValueError: dtype or shape outside what the kernels take.
     """
-    inputs = prepared("refine_attend", inputs, num_heads)
+    inputs = prepared("refine_attend", inputs)
     blocks = _fused("refine_attend", inputs, query, num_heads)
     if blocks is None:
         refined = refine_forward(inputs, num_heads, eps)
-        return (refined, *attend_forward(refined, inputs.pixel_pe, query))
+        return (refined, *attend_forward(refined, _repeated_encoding(inputs), query))
     x, _, key, key_bias, value, *vectors = inputs
     pe, pe_shared = shared_encoding(inputs.pixel_pe)
-    (batch, num_pixels, channels), queries = x.shape, query.shape[1]
-    chunks, tiles_per_chunk = split(inputs, blocks, batch)
+    (images, num_pixels, channels), (count, queries, _) = x.shape, query.shape
+    chunks, tiles_per_chunk = split(inputs, blocks, count)
     scratch: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
-    part_context = torch.empty(batch, chunks, queries, channels, **scratch)
-    part_max = torch.empty(batch, chunks, queries, **scratch)
-    part_sum = torch.empty(batch, chunks, queries, **scratch)
-    refined = torch.empty_like(x)
+    part_context = torch.empty(count, chunks, queries, channels, **scratch)
+    part_max = torch.empty(count, chunks, queries, **scratch)
+    part_sum = torch.empty(count, chunks, queries, **scratch)
+    refined = x.new_empty(count, num_pixels, channels)
     with on_device(x.device):
-        refine_chunk[(batch * chunks,)](
+        refine_chunk[(count * chunks,)](
             x, pe, key, key_bias, value, *vectors, query.contiguous(), refined, part_context, part_max, part_sum,
-            num_pixels, num_heads, key.shape[1] // num_heads, queries, chunks, tiles_per_chunk, eps,
+            images, inputs.dictionaries, num_pixels, num_heads, key.shape[1] // num_heads, queries,
+            chunks, tiles_per_chunk, eps,
             PE_SHARED=pe_shared, ATTEND=True, ONE_BLOCK=in_one_block(blocks, num_heads),
             BLOCK_Q=max(16, configs.power_of_two(queries)), **blocks,
         )  # fmt: skip
@@ -89,7 +90,7 @@ def refine_attend_backward(
 
     Args:
         inputs, query, num_heads, eps: what the forward pass was given; context, lse: what it returned.
-        grad_refined, grad_context, grad_lse: gradients of its results, [B, N, C], [B, J', C], [B, J'].
+        grad_refined, grad_context, grad_lse: gradients of its results, [G * B, N, C], [G * B, J', C], [G * B, J'].
         need_pe_grad: whether the encoding's gradient is wanted.
 
     Returns:
@@ -98,7 +99,7 @@ def refine_attend_backward(
     Raises:
         TypeError, ValueError: dtype or shape outside what the kernels take.
     """
-    inputs = prepared("refine_attend", inputs, num_heads)
+    inputs = prepared("refine_attend", inputs)
     blocks = _fused("refine_attend_grad_total", inputs, query, num_heads)
     if blocks is None:
         return _two_passes(
@@ -116,6 +117,12 @@ def refine_attend_backward(
     return rows_gradient(inputs, grad_total, grad_pe, vectors, num_heads, add_pe=need_pe_grad), grad_query
 
 
+def _repeated_encoding(inputs: Inputs) -> Tensor:
+    """The encoding for the refined pixels of all dictionaries; one of every image's own is copied for each."""
+    pe = inputs.pixel_pe
+    return pe if pe.dim() == 2 or inputs.dictionaries == 1 else pe.repeat(inputs.dictionaries, 1, 1)
+
+
 def _two_passes(
     inputs: Inputs,
     query: Tensor,
@@ -130,8 +137,10 @@ def _two_passes(
 ) -> tuple[Gradients, Tensor]:
     refined = refine_forward(inputs, num_heads, eps)
     through_attend, grad_pe, grad_query = attend_backward(
-        refined, inputs.pixel_pe, query, context, lse, grad_context, grad_lse, need_pe_grad
+        refined, _repeated_encoding(inputs), query, context, lse, grad_context, grad_lse, need_pe_grad
     )
+    if grad_pe is not None and grad_pe.shape != inputs.pixel_pe.shape:
+        grad_pe = sum_partials(grad_pe, grad_pe.dtype, 1, inputs.dictionaries).view(inputs.pixel_pe.shape)
     gradients = refine_backward(inputs, grad_refined + through_attend, num_heads, eps, need_pe_grad)
     if grad_pe is not None and gradients.pixel_pe is not None:
         gradients = gradients._replace(pixel_pe=gradients.pixel_pe + grad_pe)

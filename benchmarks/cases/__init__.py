@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from d2ls_fast.benchmarks.cases import attend, contrast, fuse_pyramid, segmentation_loss
+from d2ls_fast.benchmarks.cases import attend, contrast, dictionary_step, fuse_pyramid, segmentation_loss, training_head
 from d2ls_fast.benchmarks.cases.common import Sizes
 from d2ls_fast.benchmarks.cases.head import head_cases
 from d2ls_fast.benchmarks.cases.model import model_cases, train_cases
@@ -12,16 +12,20 @@ from d2ls_fast.benchmarks.harness import Case
 
 __all__ = ["LEVELS", "Sizes", "head_cases"]
 
-_OPERATORS = (attend, segmentation_loss, fuse_pyramid, contrast)
+_OPERATORS = (attend, segmentation_loss, fuse_pyramid, contrast, dictionary_step)
 
 
 def operator_cases(sizes: Sizes) -> list[Case]:
     return [case for operator in _OPERATORS for case in operator.cases(sizes)]
 
 
+def all_head_cases(sizes: Sizes) -> list[Case]:
+    return [*head_cases(sizes), *training_head.cases(sizes)]
+
+
 LEVELS: dict[str, Callable[[Sizes], list[Case]]] = {
     "operator": operator_cases,
-    "head": head_cases,
+    "head": all_head_cases,
     "model": model_cases,
     "train": train_cases,
 }

@@ -1,8 +1,10 @@
-"""attend, inside the cross-attention it replaces and on its own."""
+"""attend, inside an interaction of one look at the pixels and on its own."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from d2ls_fast.benchmarks.cases.common import (
 )
 from d2ls_fast.benchmarks.harness import Case, Variant
 from d2ls_fast.nn.cross_attention import CrossAttention
+from d2ls_fast.nn.interaction import AlternatingCrossAttention, InteractionStage
 from d2ls_fast.ops import attend
 
 
@@ -42,11 +45,14 @@ class _BareProducts(nn.Module):
 
 
 def cases(sizes: Sizes) -> list[Case]:
-    """attend inside the cross-attention it replaces: dictionary in, dictionary update out, projections included."""
+    """attend inside the stage it serves: dictionary in, next dictionary out, projections and norm included."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    module = CrossAttention(EMBED, HEADS).to(sizes.device, sizes.dtype)
-    sdpa = _Sdpa(EMBED, HEADS).to(sizes.device, sizes.dtype)
+    module = AlternatingCrossAttention(EMBED, HEADS, stages=1, alternating=False, final_attention=False)
+    module = module.to(sizes.device, sizes.dtype)
+    sdpa = copy.deepcopy(module)
+    stage = cast("InteractionStage", sdpa.layers[0])
+    stage.dictionary_attention = _Sdpa(EMBED, HEADS).to(sizes.device, sizes.dtype)
     sdpa.load_state_dict(module.state_dict())
     n, k, c = sizes.pixels, sizes.num_classes, EMBED
     j = HEADS * k
@@ -54,8 +60,8 @@ def cases(sizes: Sizes) -> list[Case]:
     inputs = [random(generator, sizes, sizes.batch, k, c), random(generator, sizes, sizes.batch, n, c)]
     rows = random(generator, sizes, sizes.batch, j, c) * c**-0.5
 
-    def call(layer: CrossAttention, query: Tensor, pixels: Tensor) -> Sequence[Tensor]:
-        return [layer.to_dictionary(query, pixels, pixel_pe.to(pixels.dtype))]
+    def call(layer: nn.Module, dictionary: Tensor, pixels: Tensor) -> Sequence[Tensor]:
+        return [layer(pixels, pixel_pe.to(pixels.dtype), dictionary)[0]]
 
     def bare(layer: nn.Module, query: Tensor, pixels: Tensor) -> Sequence[Tensor]:
         return [layer(query, pixels)]

@@ -4,6 +4,7 @@
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
+#include "cpu/step.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -32,6 +33,8 @@ namespace avx2 {
 #include "cpu/pyramid.inc.h"
 #include "cpu/pyramid_backward.inc.h"
 #include "cpu/nce.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace avx2
 
@@ -40,6 +43,7 @@ ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
 SegmentationKernels segmentation_kernels_avx2() { return avx2::segmentation_kernels(); }
 PyramidKernels pyramid_kernels_avx2() { return avx2::pyramid_kernels(); }
 NceKernels nce_kernels_avx2() { return avx2::nce_kernels(); }
+StepKernels step_kernels_avx2() { return avx2::step_kernels(); }
 
 }  // namespace d2ls
 

@@ -4,6 +4,7 @@
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
+#include "cpu/step.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -31,6 +32,8 @@ namespace avx512 {
 #include "cpu/pyramid.inc.h"
 #include "cpu/pyramid_backward.inc.h"
 #include "cpu/nce.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace avx512
 
@@ -39,6 +42,7 @@ ClassifyKernels classify_kernels_avx512() { return avx512::classify_kernels(); }
 SegmentationKernels segmentation_kernels_avx512() { return avx512::segmentation_kernels(); }
 PyramidKernels pyramid_kernels_avx512() { return avx512::pyramid_kernels(); }
 NceKernels nce_kernels_avx512() { return avx512::nce_kernels(); }
+StepKernels step_kernels_avx512() { return avx512::step_kernels(); }
 
 }  // namespace d2ls
 

@@ -4,6 +4,7 @@
 #include "cpu/pass.h"
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
+#include "cpu/step.h"
 
 #define D2LS_LANES 4
 #if defined(__x86_64__)
@@ -25,6 +26,8 @@ namespace portable {
 #include "cpu/pyramid.inc.h"
 #include "cpu/pyramid_backward.inc.h"
 #include "cpu/nce.inc.h"
+#include "cpu/product.inc.h"
+#include "cpu/step.inc.h"
 
 }  // namespace portable
 
@@ -33,5 +36,6 @@ ClassifyKernels classify_kernels_portable() { return portable::classify_kernels(
 SegmentationKernels segmentation_kernels_portable() { return portable::segmentation_kernels(); }
 PyramidKernels pyramid_kernels_portable() { return portable::pyramid_kernels(); }
 NceKernels nce_kernels_portable() { return portable::nce_kernels(); }
+StepKernels step_kernels_portable() { return portable::step_kernels(); }
 
 }  // namespace d2ls

@@ -7,6 +7,10 @@
 namespace d2ls {
 namespace {
 
+// Pixels that meet one dictionary before they meet the next: few enough to wait in a second-level cache of 1 MB, enough
+// that the matrices of a dictionary, which fill the rest of it, are not exchanged for another's with every tile.
+constexpr int64_t kStrip = 256;
+
 const PassKernels& kernels() {
   static const PassKernels chosen = [] {
 #if defined(__x86_64__)
@@ -47,30 +51,31 @@ void pad_vector(const float* source, int64_t count, int64_t padded, float* out) 
   std::fill(out + count, out + padded, 0.0f);
 }
 
-// The dictionary side of every image, widened to float32, reordered, transposed and padded, once a call.
+// The dictionary side of every image and dictionary, widened to float32, reordered, transposed and padded, once a call.
 class Dictionary {
  public:
   Dictionary(const PassInputs& in, const PassBackward* backward, const PassSizes& p, const Parallel& parallel)
       : s_(in.shape),
         p_(p),
-        query_t_(s_.batch * s_.channels * p.rows),
-        query_(s_.batch * s_.rows * p.channels),
-        grad_t_(backward ? s_.batch * s_.channels * p.rows : 0),
-        grad_(backward ? s_.batch * s_.rows * p.channels : 0),
-        offset_(s_.batch * p.rows),
-        lse_(s_.batch * p.rows),
-        key_t_(s_.batch * s_.channels * p.groups),
-        key_(s_.batch * p.group_rows * p.channels),
-        key_bias_(s_.batch * p.groups),
-        value_(s_.batch * p.group_rows * p.channels),
-        value_t_(backward ? s_.batch * s_.channels * p.groups : 0),
+        count_(s_.dictionaries * s_.batch),
+        query_t_(count_ * s_.channels * p.rows),
+        query_(count_ * s_.rows * p.channels),
+        grad_t_(backward ? count_ * s_.channels * p.rows : 0),
+        grad_(backward ? count_ * s_.rows * p.channels : 0),
+        offset_(count_ * p.rows),
+        lse_(count_ * p.rows),
+        key_t_(count_ * s_.channels * p.groups),
+        key_(count_ * p.group_rows * p.channels),
+        key_bias_(count_ * p.groups),
+        value_(count_ * p.group_rows * p.channels),
+        value_t_(backward ? count_ * s_.channels * p.groups : 0),
         vectors_(3 * p.channels) {
     if (s_.entries > 0) {
       pad_vector(in.out_bias, s_.channels, p.channels, vectors_.get());
       pad_vector(in.norm_weight, s_.channels, p.channels, vectors_.get() + p.channels);
       pad_vector(in.norm_bias, s_.channels, p.channels, vectors_.get() + 2 * p.channels);
     }
-    parallel(s_.batch, 1, [&](int64_t begin, int64_t end) {
+    parallel(count_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         if (s_.rows > 0) pack_query(in, backward, b);
         if (s_.entries > 0) pack_key_and_value(in, backward != nullptr, b);
@@ -157,23 +162,25 @@ class Dictionary {
 
   PassShape s_;
   PassSizes p_;
+  int64_t count_;
   Buffer query_t_, query_, grad_t_, grad_, offset_, lse_, key_t_, key_, key_bias_, value_, value_t_, vectors_;
 };
 
-// The partial results of all chunks in one block of memory.
+// The partial results of all chunks in one block of memory, those of a dictionary together, image after image.
 class Partials {
  public:
-  Partials(const PassShape& s, const PassSizes& p, bool backward, int64_t chunks)
+  Partials(const PassShape& s, const PassSizes& p, bool backward, const Chunks& chunks)
       : acc_(s.rows * p.channels),
         maxima_(backward ? 0 : p.rows),
         matrix_(backward ? p.group_rows * p.channels : 0),
         bias_(backward ? p.groups : 0),
         vectors_(backward && s.entries > 0 ? 3 * p.channels : 0),
         stride_(round_up(acc_ + 2 * maxima_ + 2 * matrix_ + bias_ + vectors_, 16)),
-        memory_(chunks * stride_) {}
+        count_(s.dictionaries * chunks.count),
+        memory_(count_ * stride_) {}
 
-  PassPartial operator[](int64_t chunk) const {
-    float* at = memory_.get() + chunk * stride_;
+  PassPartial operator[](int64_t index) const {
+    float* at = memory_.get() + index * stride_;
     PassPartial partial{};
     partial.acc = at;
     partial.row_max = at + acc_;
@@ -184,14 +191,37 @@ class Partials {
     partial.vectors = partial.key_bias + bias_;
     return partial;
   }
+  void clear(int64_t index) const {
+    const PassPartial partial = (*this)[index];
+    std::fill(partial.acc, partial.acc + stride_, 0.0f);
+    std::fill(partial.row_max, partial.row_max + maxima_, -std::numeric_limits<float>::infinity());
+  }
+  int64_t count() const { return count_; }
   int64_t stride() const { return stride_; }
 
  private:
-  int64_t acc_, maxima_, matrix_, bias_, vectors_, stride_;
+  int64_t acc_, maxima_, matrix_, bias_, vectors_, stride_, count_;
   Buffer memory_;
 };
 
-// context and log-sum-exp of one query row, from the partial results of its image's chunks.
+// Calls body(strip, index of its partial results) for chunks begin .. end, all dictionaries on one strip before the next.
+template <typename Body>
+void for_strips(const PassShape& s, const Chunks& chunks, const Partials& partials, int64_t begin, int64_t end,
+                const Body& body) {
+  for (int64_t t = begin; t < end; ++t) {
+    const Chunk chunk = chunks[t];
+    for (int64_t g = 0; g < s.dictionaries; ++g) {
+      partials.clear(g * chunks.count + t);
+    }
+    for (int64_t first = chunk.begin; first < chunk.end; first += kStrip) {
+      for (int64_t g = 0; g < s.dictionaries; ++g) {
+        body(PassStrip{chunk.batch, g, first, std::min(first + kStrip, chunk.end)}, g * chunks.count + t);
+      }
+    }
+  }
+}
+
+// context and log-sum-exp of one query row of [G B, J], from the partial results of its image's chunks.
 void combine_row(const PassForward& call, const Partials& partials, const Chunks& chunks, const PassSizes& p,
                  int64_t row) {
   const PassShape& s = call.in.shape;
@@ -225,15 +255,15 @@ void pass_forward(const PassForward& call, const Parallel& parallel) {
   const PassSizes p = sizes_of(s);
   const Chunks chunks(s.batch, s.pixels);
   const Dictionary dictionary(call.in, nullptr, p, parallel);
-  const Partials partials(s, p, false, chunks.count);
+  const Partials partials(s, p, false, chunks);
   parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
     const Buffer scratch(kernels().scratch(p, false));
-    for (int64_t t = begin; t < end; ++t) {
-      const Chunk chunk = chunks[t];
-      kernels().forward(call, p, dictionary[chunk.batch], chunk, partials[t], scratch.get());
-    }
+    for_strips(s, chunks, partials, begin, end, [&](const PassStrip& strip, int64_t partial) {
+      const PassPacked packed = dictionary[strip.dictionary * s.batch + strip.image];
+      kernels().forward(call, p, packed, strip, partials[partial], scratch.get());
+    });
   });
-  parallel(s.batch * s.rows, 8, [&](int64_t begin, int64_t end) {
+  parallel(s.dictionaries * s.batch * s.rows, 8, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       combine_row(call, partials, chunks, p, row);
     }
@@ -245,23 +275,24 @@ void pass_backward(const PassBackward& call, const Parallel& parallel) {
   const PassSizes p = sizes_of(s);
   const Chunks chunks(s.batch, s.pixels);
   const Dictionary dictionary(call.in, &call, p, parallel);
-  const Partials partials(s, p, true, chunks.count);
+  const Partials partials(s, p, true, chunks);
   // The gradient of a shared positional encoding is a sum over the batch, so it waits in float32 until all are done.
   const Buffer through(call.grad_pe != nullptr ? s.batch * s.pixels * s.channels : 0);
   parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(p, true));
-    for (int64_t t = begin; t < end; ++t) {
-      const Chunk chunk = chunks[t];
-      float* image = call.grad_pe != nullptr ? through.get() + chunk.batch * s.pixels * s.channels : nullptr;
-      kernels().backward(call, p, dictionary[chunk.batch], chunk, partials[t], image, scratch.get());
-    }
+    const Buffer scratch(kernels().scratch(p, true)), total(kStrip * p.channels);
+    for_strips(s, chunks, partials, begin, end, [&](const PassStrip& strip, int64_t partial) {
+      const PassPacked packed = dictionary[strip.dictionary * s.batch + strip.image];
+      float* image = call.grad_pe != nullptr ? through.get() + strip.image * s.pixels * s.channels : nullptr;
+      float* sum = s.dictionaries > 1 ? total.get() : nullptr;
+      kernels().backward(call, p, packed, strip, partials[partial], image, sum, scratch.get());
+    });
   });
 
   const auto first_of = [&](int64_t b) { return partials[b * chunks.per_image]; };
   const auto reduce = [&](float* first, int64_t count) {
     sum_chunks(first, chunks.per_image, partials.stride(), count);
   };
-  parallel(s.batch * s.rows, 8, [&](int64_t begin, int64_t end) {
+  parallel(s.dictionaries * s.batch * s.rows, 8, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* sum = first_of(row / s.rows).acc + row % s.rows * p.channels;
       reduce(sum, s.channels);
@@ -271,7 +302,7 @@ void pass_backward(const PassBackward& call, const Parallel& parallel) {
   if (s.entries > 0) {
     const GroupOrder order(s, p);
     const int64_t head_rows = s.heads * s.entries;
-    parallel(s.batch * head_rows, 8, [&](int64_t begin, int64_t end) {
+    parallel(s.dictionaries * s.batch * head_rows, 8, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const PassPartial first = first_of(row / head_rows);
         const int64_t from = order(row % head_rows);
@@ -285,9 +316,9 @@ void pass_backward(const PassBackward& call, const Parallel& parallel) {
         call.grad_key_bias[row] = first.key_bias[from];
       }
     });
-    // Norm and bias vectors are shared by the batch: their sum runs over the chunks of all images.
+    // Norm and bias vectors are shared by all: their sum runs over the chunks of all dictionaries and images.
     float* vectors = partials[0].vectors;
-    sum_chunks(vectors, chunks.count, partials.stride(), 3 * p.channels);
+    sum_chunks(vectors, partials.count(), partials.stride(), 3 * p.channels);
     float* const out[] = {call.grad_out_bias, call.grad_norm_weight, call.grad_norm_bias};
     for (int i = 0; i < 3; ++i) {
       std::copy(vectors + i * p.channels, vectors + i * p.channels + s.channels, out[i]);

@@ -17,14 +17,15 @@
 namespace d2ls {
 
 struct PassShape {
-  int64_t batch;
-  int64_t pixels;    // N
-  int64_t channels;  // C
-  int64_t rows;      // J, query rows of attend; 0: no attend
-  int64_t entries;   // K, dictionary entries of refine; 0: no refine
-  int64_t heads;     // H of refine
-  bool shared_pe;    // pixel_pe is [N, C] rather than [B, N, C]
-  Dtype dtype;       // of pixels, pixel_pe, query, key, value, refined and of their gradients
+  int64_t batch;         // B, images
+  int64_t dictionaries;  // G, dictionaries that meet the same pixels; entry g * B + b belongs to image b
+  int64_t pixels;        // N
+  int64_t channels;      // C
+  int64_t rows;          // J, query rows of attend; 0: no attend
+  int64_t entries;       // K, dictionary entries of refine; 0: no refine
+  int64_t heads;         // H of refine
+  bool shared_pe;        // pixel_pe is [N, C] rather than [B, N, C]
+  Dtype dtype;           // of pixels, pixel_pe, query, key, value, refined and of their gradients
 };
 
 struct PassInputs {
@@ -32,22 +33,22 @@ struct PassInputs {
   const void* pixels;
   const void* pixel_pe;
   // refine; rows of key and value in head-major order h * K + k
-  const void* key;           // [B, H K, C]
-  const float* key_bias;     // [B, H K]
-  const void* value;         // [B, H K, C]
+  const void* key;           // [G B, H K, C]
+  const float* key_bias;     // [G B, H K]
+  const void* value;         // [G B, H K, C]
   const float* out_bias;     // [C]
   const float* norm_weight;  // [C]
   const float* norm_bias;    // [C]
   float eps;
   // attend
-  const void* query;  // [B, J, C]
+  const void* query;  // [G B, J, C]
 };
 
 struct PassForward {
   PassInputs in;
-  void* refined;       // [B, N, C]
-  float* context;      // [B, J, C]
-  float* log_sum_exp;  // [B, J]
+  void* refined;       // [G B, N, C]
+  float* context;      // [G B, J, C]
+  float* log_sum_exp;  // [G B, J]
 };
 
 struct PassBackward {
@@ -57,8 +58,8 @@ struct PassBackward {
   const void* grad_refined;
   const float* grad_context;
   const float* grad_log_sum_exp;
-  void* grad_pixels;
-  void* grad_pe;  // null when not wanted
+  void* grad_pixels;  // [B, N, C]: the sum over the dictionaries, as grad_pe is
+  void* grad_pe;      // null when not wanted
   void* grad_key;
   float* grad_key_bias;
   void* grad_value;
@@ -83,7 +84,7 @@ struct PassSizes {
   int64_t groups;      // K Hp padded to whole vectors
 };
 
-// Dictionary-side matrices of one image in float32, zero where padded; "_t" is the transpose.
+// Dictionary-side matrices of one dictionary of one image in float32, zero where padded; "_t" is the transpose.
 struct PassPacked {
   const float* query_t;     // [C, Jp]
   const float* query;       // [J, Cp]  backward
@@ -101,10 +102,11 @@ struct PassPacked {
   const float* norm_bias;   // [Cp]
 };
 
-// Partial results of a chunk, float32; those of parts that are absent are null.
+// Partial results of a chunk and one dictionary, float32, to which the kernels add; those of parts that are absent are
+// null.
 struct PassPartial {
   float* acc;      // forward: [J, Cp]; backward: grad_query [J, Cp]
-  float* row_max;  // [Jp]
+  float* row_max;  // [Jp], -inf at first; all others zero
   float* row_sum;  // [Jp]
   float* key;      // [group_rows, Cp]
   float* value;    // [group_rows, Cp]
@@ -112,14 +114,24 @@ struct PassPartial {
   float* vectors;  // [3, Cp]: grad_out_bias, grad_norm_weight, grad_norm_bias
 };
 
+// Consecutive pixels of one image, which meet one of its dictionaries.
+struct PassStrip {
+  int64_t image;
+  int64_t dictionary;  // 0 .. G - 1
+  int64_t begin;       // first pixel
+  int64_t end;
+};
+
 struct PassKernels {
   int lanes;        // floats in a vector
   int64_t (*scratch)(const PassSizes& sizes, bool backward);  // floats that a chunk needs
-  void (*forward)(const PassForward& call, const PassSizes& sizes, const PassPacked& packed, Chunk chunk,
+  void (*forward)(const PassForward& call, const PassSizes& sizes, const PassPacked& packed, const PassStrip& strip,
                   const PassPartial& partial, float* scratch);
-  // through_pe [N, C] float32 of the chunk's image receives the gradient that went through x + pe, unless null.
-  void (*backward)(const PassBackward& call, const PassSizes& sizes, const PassPacked& packed, Chunk chunk,
-                   const PassPartial& partial, float* through_pe, float* scratch);
+  // grad_pixels is a sum over the dictionaries; `total`, a strip's pixels x Cp, holds it in float32 from the first to the
+  // last of them (null with only one). through_pe [N, C] float32 of the strip's image receives the gradient that went
+  // through x + pe, unless null.
+  void (*backward)(const PassBackward& call, const PassSizes& sizes, const PassPacked& packed, const PassStrip& strip,
+                   const PassPartial& partial, float* through_pe, float* total, float* scratch);
   // dst[i] = src[offset + i] as float32, and the way back.
   void (*widen)(Dtype dtype, const void* src, int64_t offset, float* dst, int64_t count);
   void (*narrow)(Dtype dtype, const float* src, void* dst, int64_t offset, int64_t count);

@@ -1,4 +1,4 @@
-// The pass over one chunk of pixels. Included inside the namespace of one instruction set; see isa_*.cpp.
+// The pass over one strip of pixels. Included inside the namespace of one instruction set; see isa_*.cpp.
 
 // Pixels in a tile: with C = 256 the tile, its scores and the dictionary side fit in a second-level cache of 1 MB.
 constexpr int64_t kTile = 64;
@@ -215,28 +215,29 @@ inline void attend_tile(const PassShape& s, const PassSizes& p, const PassPacked
   gemm(s.rows, p.channels, rows, {score, 1, p.rows}, x.data, x.stride, partial.acc, p.channels, true);
 }
 
-inline void forward_chunk(const PassForward& call, const PassSizes& p, const PassPacked& packed, Chunk chunk,
+// Where a pixel of the strip's image stands in refined [G B, N, C].
+inline int64_t row_of(const PassShape& s, const PassStrip& strip, int64_t pixel) {
+  return (strip.dictionary * s.batch + strip.image) * s.pixels + pixel;
+}
+
+inline void forward_strip(const PassForward& call, const PassSizes& p, const PassPacked& packed, const PassStrip& strip,
                           const PassPartial& partial, float* scratch) {
   const PassInputs& in = call.in;
   const PassShape& s = in.shape;
   const Tile tile = carve(p, scratch, false);
-  clear(partial.acc, s.rows * p.channels);
-  for (int64_t j = 0; j < p.rows; j += kLanes) {
-    store(partial.row_max + j, splat(-__builtin_inff()));
-    store(partial.row_sum + j, Vec{});
-  }
-  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
-    const int64_t rows = chunk.end - first < kTile ? chunk.end - first : kTile;
-    const int64_t at = (chunk.batch * s.pixels + first) * s.channels;
+  for (int64_t first = strip.begin; first < strip.end; first += kTile) {
+    const int64_t rows = strip.end - first < kTile ? strip.end - first : kTile;
+    const int64_t at = (strip.image * s.pixels + first) * s.channels;
     const int64_t pe_at = s.shared_pe ? first * s.channels : at;
     Rows x = load_rows(s, p, in.pixels, at, rows, tile.x);
     add_pe(in, p, pe_at, rows, x, tile.y);
     const float* y = tile.y;
     if (s.entries > 0) {
       float inverse_sigma[kTile];
-      float* refined = in_place(s, p) ? static_cast<float*>(call.refined) + at : tile.refined;
+      const int64_t to = row_of(s, strip, first) * s.channels;
+      float* refined = in_place(s, p) ? static_cast<float*>(call.refined) + to : tile.refined;
       normalise_update(in, p, packed, rows, x, tile, refined, inverse_sigma);
-      scale_and_shift(in, p, packed, rows, refined, refined, in_place(s, p) ? nullptr : call.refined, at);
+      scale_and_shift(in, p, packed, rows, refined, refined, in_place(s, p) ? nullptr : call.refined, to);
       x = {refined, p.channels};
       if (s.rows > 0) {
         add_pe(in, p, pe_at, rows, x, tile.again);
@@ -327,31 +328,39 @@ inline void refine_tile_backward(const PassShape& s, const PassSizes& p, const P
   gemm(rows, p.channels, p.group_rows, {dz, p.groups, 1}, packed.key, p.channels, output, p.channels, true);
 }
 
-inline void backward_chunk(const PassBackward& call, const PassSizes& p, const PassPacked& packed, Chunk chunk,
-                           const PassPartial& partial, float* through_pe, float* scratch) {
+// sum (+)= row, whose length need not be whole vectors.
+inline void add_row(const float* row, int64_t count, bool accumulate, float* sum) {
+  for (int64_t i = 0; i < count; ++i) {
+    sum[i] = accumulate ? sum[i] + row[i] : row[i];
+  }
+}
+
+inline void backward_strip(const PassBackward& call, const PassSizes& p, const PassPacked& packed,
+                           const PassStrip& strip, const PassPartial& partial, float* through_pe, float* total,
+                           float* scratch) {
   const PassInputs& in = call.in;
   const PassShape& s = in.shape;
   const Tile tile = carve(p, scratch, true);
-  clear(partial.acc, s.rows * p.channels);
-  clear(partial.key, p.group_rows * p.channels);
-  clear(partial.value, p.group_rows * p.channels);
-  clear(partial.key_bias, p.groups);
-  clear(partial.vectors, s.entries > 0 ? 3 * p.channels : 0);
   float* through = through_pe != nullptr ? tile.through : nullptr;
-  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
-    const int64_t rows = chunk.end - first < kTile ? chunk.end - first : kTile;
-    const int64_t at = (chunk.batch * s.pixels + first) * s.channels;
+  const bool add = strip.dictionary > 0, last = strip.dictionary == s.dictionaries - 1;
+  for (int64_t first = strip.begin; first < strip.end; first += kTile) {
+    const int64_t rows = strip.end - first < kTile ? strip.end - first : kTile;
+    const int64_t at = (strip.image * s.pixels + first) * s.channels;
     const int64_t pe_at = s.shared_pe ? first * s.channels : at;
     Rows x = load_rows(s, p, in.pixels, at, rows, tile.x);
     add_pe(in, p, pe_at, rows, x, tile.y);
-    float* output = in_place(s, p) ? static_cast<float*>(call.grad_pixels) + at : tile.output;
+    float* sum = total == nullptr ? tile.output : total + (first - strip.begin) * p.channels;
+    if (in_place(s, p)) {
+      sum = static_cast<float*>(call.grad_pixels) + at;
+    }
+    float* output = add ? tile.output : sum;
 
     if (s.entries == 0) {
       attend_tile_backward(s, p, packed, rows, x, tile.y, tile, partial.acc, output, true, through);
     } else {
       float inverse_sigma[kTile];
       normalise_update(in, p, packed, rows, x, tile, tile.normal, inverse_sigma);
-      const Rows grad = load_rows(s, p, call.grad_refined, at, rows, tile.output);
+      const Rows grad = load_rows(s, p, call.grad_refined, row_of(s, strip, first) * s.channels, rows, output);
       if (grad.data != output) {
         __builtin_memcpy(output, grad.data, rows * p.channels * 4);
       }
@@ -365,15 +374,18 @@ inline void backward_chunk(const PassBackward& call, const PassSizes& p, const P
       refine_tile_backward(s, p, packed, rows, tile, partial, output, s.rows == 0, through);
     }
 
-    for (int64_t n = 0; n < rows && through != nullptr; ++n) {
-      __builtin_memcpy(through_pe + (first + n) * s.channels, through + n * p.channels, s.channels * 4);
+    for (int64_t i = 0; i < rows * p.channels && add; i += kLanes) {
+      store(sum + i, load(sum + i) + load(output + i));
     }
-    for (int64_t n = 0; n < rows && output == tile.output; ++n) {
-      narrow(s.dtype, output + n * p.channels, call.grad_pixels, at + n * s.channels, s.channels);
+    for (int64_t n = 0; n < rows && through != nullptr; ++n) {
+      add_row(through + n * p.channels, s.channels, add, through_pe + (first + n) * s.channels);
+    }
+    for (int64_t n = 0; n < rows && last && !in_place(s, p); ++n) {
+      narrow(s.dtype, sum + n * p.channels, call.grad_pixels, at + n * s.channels, s.channels);
     }
   }
 }
 
 inline PassKernels pass_kernels() {
-  return {kLanes, scratch_floats, forward_chunk, backward_chunk, widen, narrow};
+  return {kLanes, scratch_floats, forward_strip, backward_strip, widen, narrow};
 }

@@ -9,12 +9,14 @@ import torch
 
 from d2ls_fast import _extension
 from d2ls_fast.backends.base import Call, Support
+from d2ls_fast.kernels.configs import why_not
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OPERATORS = (
     "attend",
     "refine",
     "refine_attend",
+    "dictionary_step",
     "fuse_pyramid",
     "classify",
     "classify_labels",
@@ -22,8 +24,7 @@ _OPERATORS = (
     "ratio_contrast",
     "pixel_dictionary_nce",
 )
-_TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
-_TRITON_VECTORS = 256  # and so are the scores of a sub-pixel for all class vectors, where the loss needs their softmax
+_TRITON_VECTORS = 256  # the scores of a sub-pixel for all class vectors are one register tile where the loss needs them
 
 
 def _dtype_support(call: Call) -> Support:
@@ -67,13 +68,11 @@ class Triton:
             return Support(False, f"no Triton kernel for {call.operator}")
         if call.device != "cuda" and not _interpreted():
             return Support(False, f"the tensors are on {call.device}, this back end works on cuda")
-        if call.channels % 16 or not 16 <= call.channels <= 1024:
-            return Support(False, f"C must be a multiple of 16 from 16 to 1024, got {call.channels}")
-        if call.operator == "segmentation_loss":
-            if call.entries > _TRITON_VECTORS:
-                return Support(False, f"at most {_TRITON_VECTORS} class vectors, got {call.entries}")
-        elif call.entries > _TRITON_ENTRIES:
-            return Support(False, f"at most {_TRITON_ENTRIES} dictionary entries a head, got {call.entries}")
+        if call.operator == "segmentation_loss" and call.entries > _TRITON_VECTORS:
+            return Support(False, f"at most {_TRITON_VECTORS} class vectors, got {call.entries}")
+        problem = why_not(call.channels)
+        if problem:
+            return Support(False, problem)
         return _dtype_support(call)
 
 

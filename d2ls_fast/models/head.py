@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from d2ls_fast.models import official
@@ -91,12 +92,15 @@ class D2LSHead(nn.Module):
         scored = self.classifier if keep_logits else self.classifier.scores
         pixels, pixel_pe, grid = self._embed(features)
         initial = self._initial_dictionary(features)
-        dictionary, refined = self.interaction(pixels, pixel_pe, initial)
-        logits = scored(refined, dictionary, grid)
+        both = self.training and self.auxiliary
+        # One interaction for both dictionaries: the pixels they start from are the same.
+        start = torch.cat([initial, self.dictionary.static(pixels.shape[0])]) if both else initial
+        dictionary, refined = self.interaction(pixels, pixel_pe, start)
         aux_logits = contrastive = None
-        if self.training and self.auxiliary:
-            static, static_pixels = self.interaction(pixels, pixel_pe, self.dictionary.static(pixels.shape[0]))
+        if both:
+            (dictionary, static), (refined, static_pixels) = dictionary.chunk(2), refined.chunk(2)
             aux_logits = scored(static_pixels, static, grid)
+        logits = scored(refined, dictionary, grid)
         if self.training and self.contrast is not None:
             contrastive = self.contrast(initial)
         return D2LSOutput(logits, aux_logits, dictionary, refined, contrastive)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from d2ls_fast.backends import current as current_backend
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.ops.attend import attend
-from d2ls_fast.ops.refine import refine
+from d2ls_fast.ops.dictionary_step import Step, dictionary_step
+from d2ls_fast.ops.refine import refine, repeated
 from d2ls_fast.ops.refine_attend import refine_attend
 
 
 class Interaction(NamedTuple):
-    """What the interaction leaves: ``dictionary [B, K, C]``, ``pixels [B, N, C]``, the dictionary after each stage."""
+    """What the interaction leaves: dictionaries ``[G * B, K, C]``, pixels ``[G * B, N, C]``, dictionaries by stage."""
 
     dictionary: Tensor
     pixels: Tensor
@@ -41,21 +42,40 @@ class InteractionStage(nn.Module):
             pixels = self.pixel_norm(pixels + update).to(pixels.dtype)
         return dictionary, pixels
 
-    def one_pass(
-        self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, position: Tensor, query: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """This stage's pixel update and the next look of ``query`` rows at its result, in one pass over the pixels.
+    def step(
+        self,
+        dictionary: Tensor,
+        position: Tensor,
+        context: Tensor,
+        following: CrossAttention | None,
+        dtype: torch.dtype,
+    ) -> Step:
+        """This stage's dictionary from attend's context, and the rows of the next pass, whose look is ``following``."""
+        return dictionary_step(
+            dictionary,
+            position,
+            self.dictionary_attention.num_heads,
+            dtype,
+            context=context,
+            update=self.dictionary_attention.update(self.dictionary_norm),
+            entries=None if self.pixel_attention is None else self.pixel_attention.entries(),
+            look=None if following is None else following.look(),
+            eps=self.dictionary_norm.eps,
+        )
 
-        Returns the pixels and attend's context; without a query (nobody looks any more) the context is empty.
+    def one_pass(self, pixels: Tensor, pixel_pe: Tensor, step: Step, looking: bool) -> tuple[Tensor, Tensor]:
+        """This stage's pixel update and the next look of ``step.query`` at its result, in one pass over the pixels.
+
+        Returns the pixels and attend's context, which is empty when nobody looks any more.
         """
+        nothing = pixels.new_empty(0)
         if self.pixel_attention is None or self.pixel_norm is None:
-            return pixels, pixels.new_empty(0) if query is None else attend(pixels, pixel_pe, query)[0]
+            return pixels, attend(pixels, pixel_pe, step.query)[0] if looking else nothing
         attention, norm = self.pixel_attention, self.pixel_norm
-        entries = attention.folded_entries(dictionary + position, dictionary, pixels.dtype)
-        vectors = (attention.out_proj.bias, norm.weight, norm.bias)
-        if query is None:
-            return refine(pixels, pixel_pe, *entries, *vectors, attention.num_heads, norm.eps), pixels.new_empty(0)
-        pixels, context, _ = refine_attend(pixels, pixel_pe, *entries, *vectors, query, attention.num_heads, norm.eps)
+        rows = (step.key, step.key_bias, step.value, attention.out_proj.bias, norm.weight, norm.bias)
+        if not looking:
+            return refine(pixels, pixel_pe, *rows, attention.num_heads, norm.eps), nothing
+        pixels, context, _ = refine_attend(pixels, pixel_pe, *rows, step.query, attention.num_heads, norm.eps)
         return pixels, context
 
 
@@ -105,20 +125,30 @@ class AlternatingCrossAttention(nn.Module):
         Args:
             pixels: ``[B, N, C]``, pixel-major.
             pixel_pe: positional encoding, ``[N, C]`` or ``[B, N, C]``.
-            dictionary: D_0, ``[B, K, C]``.
+            dictionary: D_0, ``[G * B, K, C]``. G >= 1 dictionaries start from the same pixels, read once for all of
+                them; dictionary ``g * B + b`` belongs to image b, so ``torch.cat`` stacks them.
 
         Returns:
-            ``dictionary [B, K, C]`` and ``pixels [B, N, C]``, each in its input's dtype.
+            ``dictionary [G * B, K, C]`` and ``pixels [G * B, N, C]``, each in its input's dtype.
+
+        Raises:
+            ValueError: the dictionary's batch is no multiple of the pixels'.
         """
         result = self.run(pixels, pixel_pe, dictionary)
         return result.dictionary, result.pixels
 
     def run(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
         """As :meth:`forward`, and the dictionary after each stage (before the last look) as well."""
+        if dictionary.shape[0] == 0 or dictionary.shape[0] % pixels.shape[0]:
+            expected = f"[G * {pixels.shape[0]}, K, {pixels.shape[2]}]"
+            raise ValueError(f"dictionary must be {expected} for these pixels, got {tuple(dictionary.shape)}")
         pixel_pe = pixel_pe.to(pixels.dtype)
-        if current_backend() == "reference":
-            return self._run_definition(pixels, pixel_pe, dictionary)
-        return self._run_passes(pixels, pixel_pe, dictionary)
+        reference = current_backend() == "reference"
+        if reference or pixel_pe.dim() == 3:
+            # An encoding of every image's own has to meet the pixels of every dictionary after the first update.
+            pixels, pixel_pe = repeated(pixels, dictionary), repeated(pixel_pe, dictionary)
+        result = (self._run_definition if reference else self._run_passes)(pixels, pixel_pe, dictionary)
+        return result._replace(pixels=repeated(result.pixels, dictionary))
 
     def _run_definition(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
         position, after = dictionary, []
@@ -139,16 +169,19 @@ class AlternatingCrossAttention(nn.Module):
         stages = cast("list[InteractionStage]", list(self.layers))
         looks = [stage.dictionary_attention for stage in stages]
         following: list[CrossAttention | None] = [*looks[1:], self.final_attention]
-        context, _ = attend(pixels, pixel_pe, looks[0].folded_query(dictionary + position, pixels.dtype))
+        heads = looks[0].num_heads
+        first = dictionary_step(dictionary, position, heads, pixels.dtype, look=looks[0].look())
+        context, _ = attend(pixels, pixel_pe, first.query)
         for stage, next_look in zip(stages, following, strict=True):
-            update = stage.dictionary_attention.from_context(context, dictionary.dtype)
-            dictionary = normalised_sum(stage.dictionary_norm, dictionary, update)
+            step = stage.step(dictionary, position, context, next_look, pixels.dtype)
+            dictionary = step.dictionary
             after.append(dictionary)
-            query = None if next_look is None else next_look.folded_query(dictionary + position, pixels.dtype)
-            pixels, context = stage.one_pass(pixels, pixel_pe, dictionary, position, query)
+            pixels, context = stage.one_pass(pixels, pixel_pe, step, next_look is not None)
         if self.final_attention is not None and self.final_norm is not None:
-            update = self.final_attention.from_context(context, dictionary.dtype)
-            dictionary = normalised_sum(self.final_norm, dictionary, update)
+            update, eps = self.final_attention.update(self.final_norm), self.final_norm.eps
+            dictionary = dictionary_step(
+                dictionary, position, heads, pixels.dtype, context=context, update=update, eps=eps
+            ).dictionary
         return Interaction(dictionary, pixels, after)
 
 

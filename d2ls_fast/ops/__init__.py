@@ -2,6 +2,7 @@
 
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.classify import classify, classify_labels
+from d2ls_fast.ops.dictionary_step import dictionary_step
 from d2ls_fast.ops.fuse_pyramid import fuse_pyramid
 from d2ls_fast.ops.pixel_dictionary_nce import pixel_dictionary_nce
 from d2ls_fast.ops.ratio_contrast import ratio_contrast
@@ -13,6 +14,7 @@ __all__ = [
     "attend",
     "classify",
     "classify_labels",
+    "dictionary_step",
     "fuse_pyramid",
     "pixel_dictionary_nce",
     "ratio_contrast",

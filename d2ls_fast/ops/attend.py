@@ -28,11 +28,13 @@ def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Ten
     Args:
         pixels: x, ``[B, N, C]``, float32, bfloat16, float16 (kernels) or float64 (plain PyTorch).
         pixel_pe: p, positional encoding ``[N, C]`` shared by the batch, or ``[B, N, C]``; same dtype.
-        query: q, ``[B, J, C]``; rows in head-major order ``h * K + k``; same dtype.
+        query: q, ``[G * B, J, C]``; rows in head-major order ``h * K + k``; same dtype. G >= 1 dictionaries look at
+            the same pixels, which are read once for all of them: query ``g * B + b`` belongs to image b.
 
     Returns:
-        context M ``[B, J, C]`` and log-sum-exp ``[B, J]``: float32, or float64 for float64 inputs. Accumulation,
-        softmax and reductions are in that dtype too. Under autocast the inputs are first cast to its dtype.
+        context M ``[G * B, J, C]`` and log-sum-exp ``[G * B, J]``: float32, or float64 for float64 inputs.
+        Accumulation, softmax and reductions are in that dtype too. Under autocast the inputs are first cast to its
+        dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
@@ -47,10 +49,20 @@ def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Ten
     check_attend(pixels, pixel_pe, query)
     name = select("attend", pixels)
     if name in ("reference", "torch"):
-        return attend_definition(pixels, pixel_pe, query)
-    if name == "triton":
-        return torch.ops.d2ls_fast.attend_triton(pixels, pixel_pe, query)
-    return torch.ops.d2ls_fast.attend(pixels, pixel_pe, query)
+        operator = attend_definition
+    else:
+        operator = torch.ops.d2ls_fast.attend_triton if name == "triton" else torch.ops.d2ls_fast.attend
+    images = pixels.shape[0]
+    dictionaries = query.shape[0] // images
+    if dictionaries == 1:
+        return operator(pixels, pixel_pe, query)
+    # To the operator, more dictionaries are more rows.
+    rows = query.unflatten(0, (dictionaries, images)).transpose(0, 1).flatten(1, 2)
+    context, log_sum_exp = (
+        result.unflatten(1, (dictionaries, -1)).transpose(0, 1).flatten(0, 1)
+        for result in operator(pixels, pixel_pe, rows)
+    )
+    return context, log_sum_exp
 
 
 def attend_definition(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,12 +121,12 @@ def check_pixels(operator: str, pixels: Tensor, pixel_pe: Tensor) -> None:
 
 
 def check_rows(operator: str, name: str, rows: Tensor, pixels: Tensor) -> None:
-    """Raise ``ValueError`` unless ``rows`` is ``[B, J, C]`` with the B, C, dtype and device of pixels."""
+    """Raise ``ValueError`` unless ``rows`` is ``[G * B, J, C]`` with the B, C, dtype and device of pixels."""
     b, _, c = pixels.shape
-    if rows.dim() != 3 or rows.shape[0] != b or rows.shape[2] != c:
-        raise ValueError(f"{operator}: {name} must be [{b}, J, {c}], got {tuple(rows.shape)}")
-    if rows.shape[1] == 0:
-        raise ValueError(f"{operator}: {name} must have at least one row, got J = 0")
+    if rows.dim() != 3 or rows.shape[0] % b or rows.shape[2] != c:
+        raise ValueError(f"{operator}: {name} must be [G * {b}, J, {c}], got {tuple(rows.shape)}")
+    if rows.shape[0] == 0 or rows.shape[1] == 0:
+        raise ValueError(f"{operator}: {name} must have at least one row an image, got {tuple(rows.shape)}")
     _check_kind(operator, name, rows, pixels)
 
 

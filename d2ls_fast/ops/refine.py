@@ -23,7 +23,7 @@ def refine(
     num_heads: int,
     eps: float = 1e-5,
 ) -> Tensor:
-    r"""Pixels updated by the dictionary.
+    r"""Pixels updated by the dictionary, or by each of several dictionaries.
 
     .. math::
         z_{nhk} = \kappa_{hk} \cdot (x_n + p_n) + c_{hk}, \quad
@@ -36,16 +36,18 @@ def refine(
     Args:
         pixels: x, ``[B, N, C]``, float32, bfloat16, float16 (kernels) or float64 (plain PyTorch).
         pixel_pe: p, ``[N, C]`` or ``[B, N, C]``; same dtype.
-        key: kappa, ``[B, J, C]`` with J = num_heads * K, rows head-major ``h * K + k``; same dtype.
-        key_bias: c, ``[B, J]``, float32 (float64 for float64 pixels), as are the three that follow the value.
-        value: nu, ``[B, J, C]``; the dtype of pixels.
+        key: kappa, ``[G * B, J, C]`` with J = num_heads * K, rows head-major ``h * K + k``; same dtype. G >= 1
+            dictionaries meet the same pixels: key ``g * B + b`` belongs to image b.
+        key_bias: c, ``[G * B, J]``, float32 (float64 for float64 pixels), as are the three that follow the value.
+        value: nu, ``[G * B, J, C]``; the dtype of pixels.
         out_bias: b, ``[C]``.
         norm_weight, norm_bias: of the LayerNorm, ``[C]``.
         num_heads: H; the softmax runs over the K entries of each head.
         eps: added to the variance.
 
     Returns:
-        the updated pixels, ``[B, N, C]`` in the dtype of pixels. Softmax, statistics and sums are float32 (float64).
+        the updated pixels, ``[G * B, N, C]`` in the dtype of pixels. Softmax, statistics and sums are float32
+        (float64).
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
@@ -59,7 +61,7 @@ def refine(
     key_bias, out_bias, norm_weight, norm_bias = as_vectors(pixels, key_bias, out_bias, norm_weight, norm_bias)
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
-    name = select("refine", pixels, key.shape[1] // num_heads)
+    name = select("refine", pixels)
     if name in ("reference", "torch"):
         return refine_definition(*arguments, num_heads, eps)
     operator = torch.ops.d2ls_fast.refine_triton if name == "triton" else torch.ops.d2ls_fast.refine
@@ -80,12 +82,20 @@ def refine_definition(
     eps: float,
 ) -> Tensor:
     """The operator in plain PyTorch: products in the dtype of pixels, softmax and norm in float32 (float64)."""
+    pixels, pixel_pe = repeated(pixels, key), repeated(pixel_pe, key)
     accumulate = torch.promote_types(pixels.dtype, torch.float32)
     scores = ((pixels + pixel_pe) @ key.transpose(-1, -2)).to(accumulate) + key_bias.unsqueeze(1)
     weights = scores.unflatten(-1, (num_heads, -1)).softmax(-1).flatten(2)
     update = weights.to(pixels.dtype) @ value + out_bias.to(pixels.dtype)
     total = (pixels + update).to(accumulate)
     return F.layer_norm(total, total.shape[-1:], norm_weight, norm_bias, eps).to(pixels.dtype)
+
+
+def repeated(pixels: Tensor, dictionary: Tensor) -> Tensor:
+    """Pixels or their encodings ``[B, N, C]`` for the ``G * B`` of dictionary; an encoding ``[N, C]`` fits as it is."""
+    if pixels.dim() == 2 or pixels.shape[0] == dictionary.shape[0]:
+        return pixels
+    return pixels.repeat(dictionary.shape[0] // pixels.shape[0], 1, 1)
 
 
 def as_vectors(pixels: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
@@ -109,12 +119,12 @@ def check_refine(
     check_pixels("refine", pixels, pixel_pe)
     check_rows("refine", "key", key, pixels)
     check_rows("refine", "value", value, pixels)
-    b, j, c = key.shape
-    if value.shape[1] != j:
-        raise ValueError(f"refine: value must be [{b}, {j}, {c}] as key is, got {tuple(value.shape)}")
+    count, j, c = key.shape
+    if value.shape != key.shape:
+        raise ValueError(f"refine: value must be [{count}, {j}, {c}] as key is, got {tuple(value.shape)}")
     if num_heads < 1 or j % num_heads:
         raise ValueError(f"refine: num_heads must divide the {j} rows of key, got {num_heads}")
-    vectors = {"key_bias": (key_bias, (b, j)), "out_bias": (out_bias, (c,))}
+    vectors = {"key_bias": (key_bias, (count, j)), "out_bias": (out_bias, (c,))}
     vectors |= {"norm_weight": (norm_weight, (c,)), "norm_bias": (norm_bias, (c,))}
     for name, (tensor, shape) in vectors.items():
         if tensor.shape != shape:

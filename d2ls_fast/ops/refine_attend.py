@@ -11,9 +11,10 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.kernels.configs import why_not
 from d2ls_fast.ops._library import LIBRARY, define, with_autocast
 from d2ls_fast.ops.attend import attend, attend_definition, attend_gradients, check_rows
-from d2ls_fast.ops.refine import as_vectors, check_refine, refine, refine_definition
+from d2ls_fast.ops.refine import as_vectors, check_refine, refine, refine_definition, repeated
 
 
 def refine_attend(
@@ -35,10 +36,11 @@ def refine_attend(
     at the pixels need the same dictionary, so both fit in one pass.
 
     Args:
-        query: ``[B, J', C]`` in the dtype of pixels; J' need not be the J of key. The others are those of refine.
+        query: ``[G * B, J', C]`` in the dtype of pixels; J' need not be the J of key. The others are those of refine.
 
     Returns:
-        updated pixels ``[B, N, C]``; context ``[B, J', C]`` and log-sum-exp ``[B, J']`` as attend gives them.
+        updated pixels ``[G * B, N, C]``; context ``[G * B, J', C]`` and log-sum-exp ``[G * B, J']``, query
+        ``g * B + b`` having looked at the pixels that dictionary ``g * B + b`` updated.
 
     Raises:
         ValueError, BackendError: as refine and attend.
@@ -49,12 +51,12 @@ def refine_attend(
     key_bias, out_bias, norm_weight, norm_bias = as_vectors(pixels, key_bias, out_bias, norm_weight, norm_bias)
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
-    check_rows("refine_attend", "query", query, pixels)
-    name = select("refine_attend", pixels, key.shape[1] // num_heads)
+    _check_query(query, pixels, key)
+    name = select("refine_attend", pixels)
     if name in ("reference", "torch"):
         # Each half by its own best back end: there may be a kernel for one of them.
         refined = refine(*arguments, num_heads, eps)
-        return (refined, *attend(refined, pixel_pe, query))
+        return (refined, *attend(refined, repeated(pixel_pe, refined), query))
     operator = torch.ops.d2ls_fast.refine_attend_triton if name == "triton" else torch.ops.d2ls_fast.refine_attend
     result: tuple[Tensor, Tensor, Tensor] = operator(*arguments, query, num_heads, eps)
     return result
@@ -77,7 +79,14 @@ def refine_attend_definition(
     refined = refine_definition(
         pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias, num_heads, eps
     )
-    return (refined, *attend_definition(refined, pixel_pe, query))
+    return (refined, *attend_definition(refined, repeated(pixel_pe, refined), query))
+
+
+def _check_query(query: Tensor, pixels: Tensor, key: Tensor) -> None:
+    check_rows("refine_attend", "query", query, pixels)
+    if query.shape[0] != key.shape[0]:
+        expected = f"[{key.shape[0]}, J, {key.shape[2]}]"
+        raise ValueError(f"refine_attend: query must be {expected} as key is, got {tuple(query.shape)}")
 
 
 def plain_backward(
@@ -104,8 +113,9 @@ def plain_backward(
     With A, u, x' as in the forward: first attend's gradient joins that of x', then LayerNorm, softmax and the product
     with the key are undone. Without a query this is the backward of refine.
     """
-    dtype = key_bias.dtype
-    x, y, kappa, nu = pixels.to(dtype), (pixels + pixel_pe).to(dtype), key.to(dtype), value.to(dtype)
+    dtype, dictionaries = key_bias.dtype, key.shape[0] // pixels.shape[0]
+    pixels, encoding = repeated(pixels, key), repeated(pixel_pe, key)
+    x, y, kappa, nu = pixels.to(dtype), (pixels + encoding).to(dtype), key.to(dtype), value.to(dtype)
     scores = y @ kappa.transpose(-1, -2) + key_bias.unsqueeze(1)
     weights = scores.unflatten(-1, (num_heads, -1)).softmax(-1).flatten(2)
     total = x + weights @ nu + out_bias
@@ -117,7 +127,7 @@ def plain_backward(
         assert grad_context is not None and grad_log_sum_exp is not None
         refined = (normal * norm_weight + norm_bias).to(pixels.dtype)
         through_values, through_pe, grad_query = attend_gradients(
-            refined, pixel_pe, query, context, log_sum_exp, grad_context, grad_log_sum_exp
+            refined, encoding, query, context, log_sum_exp, grad_context, grad_log_sum_exp
         )
         grad = grad + through_pe + through_values
         grad_query = grad_query.to(query.dtype)
@@ -128,13 +138,15 @@ def plain_backward(
     by_head = weights.unflatten(-1, (num_heads, -1))
     grad_scores = (by_head * (grad_weights - (by_head * grad_weights).sum(-1, keepdim=True))).flatten(2)
     through_key = grad_scores @ kappa
-    through_pe = through_pe + through_key
+    grad_pixels, through_pe = (
+        t.unflatten(0, (dictionaries, -1)).sum(0) for t in (grad + through_key, through_pe + through_key)
+    )
     if not need_pe_grad:
         grad_pe = pixel_pe.new_empty((0,))
     else:
         grad_pe = (through_pe if pixel_pe.dim() == 3 else through_pe.sum(0)).to(pixel_pe.dtype)
     return (
-        (grad + through_key).to(pixels.dtype),
+        grad_pixels.to(pixels.dtype),
         grad_pe,
         (grad_scores.transpose(-1, -2) @ y).to(key.dtype),
         grad_scores.sum(1),
@@ -161,17 +173,20 @@ _BACKWARD = (
 
 def _fake_refine(*arguments: Any) -> Tensor:
     check_refine(*arguments[:9])
-    pixels: Tensor = arguments[0]
-    return pixels.new_empty(pixels.shape)
+    return _fake_refined(*arguments)
+
+
+def _fake_refined(pixels: Tensor, pixel_pe: Tensor, key: Tensor, *_: Any) -> Tensor:
+    return pixels.new_empty((key.shape[0], *pixels.shape[1:]))
 
 
 def _fake_refine_attend(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    pixels, query, num_heads = arguments[0], arguments[8], arguments[9]
+    pixels, key, query, num_heads = arguments[0], arguments[2], arguments[8], arguments[9]
     check_refine(*(*arguments[:8], num_heads))
-    check_rows("refine_attend", "query", query, pixels)
+    _check_query(query, pixels, key)
     dtype = torch.promote_types(pixels.dtype, torch.float32)
     context = query.new_empty(query.shape, dtype=dtype)
-    return pixels.new_empty(pixels.shape), context, query.new_empty(query.shape[:2], dtype=dtype)
+    return _fake_refined(*arguments), context, query.new_empty(query.shape[:2], dtype=dtype)
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -226,11 +241,7 @@ def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Cal
     """The Triton kernel, or plain PyTorch for shapes it does not take (a forced back end refuses those instead)."""
 
     def either(*arguments: Any) -> Any:
-        from d2ls_fast.kernels.refine import why_not
-
-        # num_heads is the first number after the tensors, here and in the backward operator.
-        num_heads = next(a for a in arguments if isinstance(a, int))
-        return (plain if why_not(arguments[0], arguments[2], num_heads) else kernel)(*arguments)
+        return (plain if why_not(arguments[0].shape[-1]) else kernel)(*arguments)
 
     return either
 

@@ -46,6 +46,7 @@ class Case:
     strided: bool = False
     scale: float = 1.0
     table: str = "default"
+    dictionaries: int = 1
 
     def inputs(self) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The arguments by name, and the gradients of the results."""
@@ -55,21 +56,22 @@ class Case:
             return torch.randn(shape, generator=generator)
 
         b, n, j, q, c = self.batch, self.pixels, self.heads * self.entries, self.queries, self.channels
+        g = self.dictionaries * b
         width = self.scale / c**0.5
         tensors = {
             "pixels": normal(b, n, c),
             "pixel_pe": normal(n, c) if self.shared_pe else normal(b, n, c),
-            "key": normal(b, j, c) * width,
-            "key_bias": normal(b, j),
-            "value": normal(b, j, c),
+            "key": normal(g, j, c) * width,
+            "key_bias": normal(g, j),
+            "value": normal(g, j, c),
             "out_bias": normal(c),
             "norm_weight": normal(c),
             "norm_bias": normal(c),
         }
-        grads = [normal(b, n, c)]
+        grads = [normal(g, n, c)]
         if q:
-            tensors["query"] = normal(b, q, c) * width
-            grads += [normal(b, q, c), normal(b, q)]
+            tensors["query"] = normal(g, q, c) * width
+            grads += [normal(g, q, c), normal(g, q)]
         if self.strided:  # a channels-first map seen pixel-major, an encoding of one image, every other row
             tensors["pixels"] = tensors["pixels"].transpose(1, 2).contiguous().transpose(1, 2)
             tensors["pixel_pe"] = tensors["pixel_pe"].expand(b, n, c)
@@ -90,19 +92,35 @@ CASES = {
     "refine, fp32, views": Case(2, 37, 2, 6, 64, strided=True),
     "refine, bf16": Case(3, 113, 8, 7, 96, dtype=BF16),
     "refine, bf16, one block": Case(1, 203, 8, 7, 256, dtype=BF16, table="sm_90"),
-    "refine, bf16, many entries": Case(1, 37, 8, 19, 256, dtype=BF16),
+    "refine, bf16, many entries": Case(1, 37, 4, 19, 256, dtype=BF16),
     "refine, bf16, wide": Case(1, 20, 2, 5, 272, dtype=BF16),
     "refine, fp16": Case(1, 203, 2, 19, 64, dtype=FP16),
+    "refine, fp32, 65 entries": Case(1, 19, 2, 65, 64),
+    "refine, fp32, 150 entries": Case(2, 9, 1, 150, 48, pe_grad=False),
+    "refine, bf16, 150 entries": Case(1, 37, 2, 150, 64, dtype=BF16, table="sm_90"),
+    "refine, fp32, two dictionaries": Case(2, 37, 2, 5, 64, dictionaries=2),
+    "refine, fp32, three dictionaries, encoding per image": Case(2, 19, 1, 5, 64, dictionaries=3, shared_pe=False),
+    "refine, bf16, two dictionaries, one block": Case(1, 37, 8, 7, 64, dtype=BF16, table="sm_90", dictionaries=2),
     "refine_attend, one pixel": Case(1, 1, 1, 1, 64, 1),
     "refine_attend, fp32": Case(3, 37, 2, 5, 96, 6),
     "refine_attend, fp32, many queries": Case(1, 37, 8, 2, 64, 70, shared_pe=False),
     "refine_attend, fp32, fused": Case(3, 113, 2, 7, 96, 6, table="fused"),
     "refine_attend, fp32, fused, encoding per image": Case(2, 37, 1, 5, 64, 6, shared_pe=False, table="fused"),
-    "refine_attend, fp32, fused, blocks of rows": Case(1, 37, 8, 19, 64, 6, table="fused"),
+    "refine_attend, fp32, fused, blocks of rows": Case(1, 37, 4, 19, 64, 6, table="fused"),
     "refine_attend, fp32, fused, no encoding gradient": Case(2, 37, 2, 5, 64, 6, pe_grad=False, table="fused"),
     "refine_attend, bf16": Case(1, 113, 8, 7, 96, 56, dtype=BF16),
     "refine_attend, bf16, fused": Case(1, 203, 8, 7, 256, 56, dtype=BF16, table="fused"),
     "refine_attend, fp16, fused": Case(3, 37, 2, 2, 64, 4, dtype=FP16, table="fused"),
+    "refine_attend, fp32, 150 entries": Case(1, 9, 1, 150, 48, 6),
+    "refine_attend, bf16, fused, 65 entries": Case(1, 37, 2, 65, 64, 6, dtype=BF16, table="fused"),
+    "refine_attend, fp32, two dictionaries": Case(2, 19, 2, 5, 64, 6, dictionaries=2),
+    "refine_attend, fp32, three dictionaries, encoding per image": Case(
+        2, 19, 2, 5, 64, 6, shared_pe=False, dictionaries=3
+    ),
+    "refine_attend, fp32, fused, three dictionaries": Case(2, 37, 2, 5, 64, 6, table="fused", dictionaries=3),
+    "refine_attend, bf16, fused, two dictionaries, encoding per image": Case(
+        2, 37, 2, 5, 64, 6, BF16, False, table="fused", dictionaries=2
+    ),
 }
 
 
@@ -110,11 +128,12 @@ CASES = {
 def tiles(table: str) -> Iterator[None]:
     """The interpreter with the refine tiles of an architecture, or with a fused tile for every kind."""
     default = configs.ARCHITECTURES["default"]
-    refine_tiles = configs.ARCHITECTURES["default" if table == "fused" else table].refine
+    chosen = configs.ARCHITECTURES["default" if table == "fused" else table]
+    refine_tiles = chosen.refine
     if table == "fused":
         fused = configs.RefineTile(64, 32, 8, 1)
         refine_tiles = refine_tiles | {(k, kind): fused for k in configs.FUSED_KERNELS for kind in configs.KINDS}
-    configs.ARCHITECTURES["default"] = replace(default, refine=refine_tiles)
+    configs.ARCHITECTURES["default"] = replace(default, refine=refine_tiles, divided=chosen.divided)
     try:
         yield
     finally:
@@ -162,7 +181,7 @@ def compare(case: Case) -> dict[str, list[float]]:
 
 def repeat() -> dict[str, list[float]]:
     """Differing elements between repeats."""
-    case = Case(2, 203, 2, 5, 64, 10, dtype=BF16, table="fused")
+    case = Case(2, 203, 2, 5, 64, 10, dtype=BF16, table="fused", dictionaries=2)
     first, second = evaluate(case, None), evaluate(case, None)
     return {"repeats": [sum(int((a != b).sum()) for a, b in zip(first, second, strict=True)), 0]}
 

@@ -29,6 +29,12 @@ CASES = [
     "refine, bf16, many entries",
     "refine, bf16, wide",
     "refine, fp16",
+    "refine, fp32, 65 entries",
+    "refine, fp32, 150 entries",
+    "refine, bf16, 150 entries",
+    "refine, fp32, two dictionaries",
+    "refine, fp32, three dictionaries, encoding per image",
+    "refine, bf16, two dictionaries, one block",
     "refine_attend, one pixel",
     "refine_attend, fp32",
     "refine_attend, fp32, many queries",
@@ -39,6 +45,12 @@ CASES = [
     "refine_attend, bf16",
     "refine_attend, bf16, fused",
     "refine_attend, fp16, fused",
+    "refine_attend, fp32, 150 entries",
+    "refine_attend, bf16, fused, 65 entries",
+    "refine_attend, fp32, two dictionaries",
+    "refine_attend, fp32, three dictionaries, encoding per image",
+    "refine_attend, fp32, fused, three dictionaries",
+    "refine_attend, bf16, fused, two dictionaries, encoding per image",
     "repeat",
     "extreme",
 ]
@@ -74,6 +86,13 @@ def test_compiles_without_spills(name: str, kernel: str) -> None:
     assert resources.matrix_instructions
 
 
+@pytest.mark.parametrize(("name", "kernel"), [("sm_90", "refine_grad_rows"), ("gfx942", "refine_grad_rows")])
+def test_many_entries_compile_without_spills(name: str, kernel: str) -> None:
+    resources = triton_resources.compile_refine(name, kernel, "half", entries=150)
+    assert resources.problem == ""
+    assert resources.matrix_instructions
+
+
 def test_fused_pass_compiles_without_spills() -> None:
     resources = triton_resources.compile_refine("sm_100", "refine_attend", "half")
     assert resources.problem == ""
@@ -87,13 +106,15 @@ def test_every_architecture_has_every_tile() -> None:
         assert expected <= set(table.refine) <= expected | allowed, name
 
 
-@pytest.mark.parametrize("entries", [1, 2, 7, 16, 19, 64])
+@pytest.mark.parametrize("entries", [1, 2, 7, 16, 19, 64, 65, 150])
 @pytest.mark.parametrize("heads", [1, 2, 8])
-def test_blocks_hold_whole_heads(entries: int, heads: int) -> None:
+def test_blocks_hold_whole_heads_or_a_part_of_one(entries: int, heads: int) -> None:
     for block_j in (16, 64):
         blocks = configs.refine_blocks(configs.RefineTile(block_j, 32, 8, 1), 96, heads, entries)
-        assert blocks["BLOCK_J"] >= 16 and blocks["BLOCK_J"] % blocks["PADDED"] == 0
-        assert entries <= blocks["PADDED"] < 2 * entries and blocks["BLOCK_C"] == 128
+        assert 16 <= blocks["BLOCK_J"] <= block_j and blocks["BLOCK_C"] == 128
+        larger, smaller = sorted((blocks["BLOCK_J"], blocks["PADDED"]), reverse=True)
+        assert larger % smaller == 0
+        assert entries <= blocks["PADDED"] < entries + max(entries, block_j)
 
 
 def _inputs(entries: int, channels: int) -> list[Tensor]:
@@ -102,10 +123,12 @@ def _inputs(entries: int, channels: int) -> list[Tensor]:
     return [torch.zeros(1, 4, channels), pe, rows, torch.zeros(1, entries), rows, vector, vector, vector]
 
 
-@pytest.mark.parametrize(("entries", "channels", "message"), [(65, 32, "64 entries"), (3, 24, "multiple of 16")])
-def test_refuses_shapes(entries: int, channels: int, message: str) -> None:
-    with pytest.raises(ValueError, match=f"refine: .*{message}"):
-        refine_forward(Inputs(*_inputs(entries, channels)), 1, 1e-5)
+def test_refuses_shapes() -> None:
+    with pytest.raises(ValueError, match=r"refine: .*multiple of 16"):
+        refine_forward(Inputs(*_inputs(3, 24)), 1, 1e-5)
+    inputs = Inputs(*_inputs(3, 32))
+    with pytest.raises(ValueError, match=r"refine: key must be \[G \* 2, J, C\]"):
+        refine_forward(inputs._replace(pixels=inputs.pixels.repeat(2, 1, 1)), 1, 1e-5)
 
 
 def test_refuses_mixed_dtypes() -> None:

@@ -63,6 +63,39 @@ def test_positional_encoding_per_image() -> None:
     torch.testing.assert_close(own, shared)
 
 
+@pytest.mark.parametrize("name", ["reference", "torch", "auto"])
+@pytest.mark.parametrize("alternating", [True, False])
+@pytest.mark.parametrize("own_pe", [False, True])
+def test_dictionaries_stacked_are_as_many_interactions(name: str, alternating: bool, own_pe: bool) -> None:
+    torch.manual_seed(0)
+    layer = AlternatingCrossAttention(32, 4, 2, alternating=alternating)
+    pixels, pixel_pe, _ = inputs(dtype=torch.float32)
+    if own_pe:
+        pixel_pe = torch.stack([pixel_pe, 2 * pixel_pe]).detach().requires_grad_()
+    starts = torch.randn(3 * 2, 5, 32)
+    weights = torch.randn(3 * 2, 35, 32)
+
+    def loss(dictionary: Tensor, refined: Tensor, weights: Tensor) -> Tensor:
+        return dictionary.square().sum() + (refined * weights).sum()
+
+    with backend(name):
+        dictionary, refined = layer(pixels, pixel_pe, starts)
+        pairs = [layer(pixels, pixel_pe, start) for start in starts.split(2)]
+        torch.testing.assert_close(dictionary, torch.cat([d for d, _ in pairs]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(refined, torch.cat([r for _, r in pairs]), rtol=1e-4, atol=1e-5)
+        leaves = [pixels, pixel_pe, *(p for p in layer.parameters())]
+        together = torch.autograd.grad(loss(dictionary, refined, weights), leaves)
+        alone = sum(loss(*pair, w) for pair, w in zip(pairs, weights.split(2), strict=True))
+        for got, wanted in zip(together, torch.autograd.grad(alone, leaves), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_dictionary_of_another_batch_is_refused() -> None:
+    pixels, pixel_pe, dictionary = inputs()
+    with pytest.raises(ValueError, match=r"dictionary must be \[G \* 2, K, 32\]"):
+        AlternatingCrossAttention(32, 4)(pixels, pixel_pe, dictionary[:1])
+
+
 def test_dictionary_only_leaves_the_pixels_alone() -> None:
     layer = AlternatingCrossAttention(32, 4, 2, alternating=False).double()
     pixels, pixel_pe, dictionary = inputs()

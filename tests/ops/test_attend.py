@@ -146,6 +146,23 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("b", "n", "j", "shared_pe", "dictionaries"), [(2, 203, 5, True, 2), (3, 57, 7, False, 3)])
+def test_dictionaries_stacked_share_the_pixels(b, n, j, shared_pe, dictionaries, dtype) -> None:
+    pixels, pixel_pe, _ = inputs(b, n, j, 64, dtype, shared_pe)
+    queries = torch.cat([inputs(b, n, j + g, 64, dtype)[2][:, :j] for g in range(dictionaries)])
+
+    def one_by_one(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        context, log_sum_exp = zip(*(attend_definition(pixels, pixel_pe, q) for q in query.split(b)), strict=True)
+        return torch.cat(context), torch.cat(log_sum_exp)
+
+    tensors = [pixels, pixel_pe, queries]
+    truth, plain = run(one_by_one, tensors, torch.float64), run(one_by_one, tensors, dtype)
+    for name in ("torch", KERNEL):
+        with backend(name):
+            assert_accurate(NAMES, run(attend, tensors, dtype), plain, truth, dtype)
+
+
 def test_non_contiguous_inputs() -> None:
     pixels, pixel_pe, query = inputs(2, 60, 6, 64, torch.float32)
     expected = run(attend, [pixels, pixel_pe, query], torch.float32)
@@ -209,6 +226,8 @@ def test_wrong_calls_name_the_argument() -> None:
         ((pixels, pixel_pe[:, :8], query), "pixel_pe must be"),
         ((pixels, pixel_pe, query[:1]), "query must be"),
         ((pixels, pixel_pe, query[:, :0]), "at least one row"),
+        ((pixels, pixel_pe, query[:0]), "at least one row"),
+        ((pixels, pixel_pe, torch.cat([query, query])[:3]), r"query must be \[G \* 2, J, 16\]"),
         ((pixels[:, :0], pixel_pe[:0], query), "must not be empty"),
         ((pixels, pixel_pe.double(), query), "pixel_pe must have the dtype"),
         ((pixels, pixel_pe, query.half()), "query must have the dtype"),

@@ -21,7 +21,10 @@ REFINE = ["pixels", "pixel_pe", "key", "key_bias", "value", "out_bias", "norm_we
 WHOLE = [*REFINE, "query"]
 
 
-def inputs(b: int, n: int, heads: int, k: int, rows: int, c: int, shared_pe: bool = True) -> dict[str, Tensor]:
+def inputs(
+    b: int, n: int, heads: int, k: int, rows: int, c: int, shared_pe: bool = True, dictionaries: int = 1
+) -> dict[str, Tensor]:
+    g = dictionaries * b
     generator = torch.Generator().manual_seed(100 * n + k)
 
     def random(*shape: int) -> Tensor:
@@ -30,13 +33,13 @@ def inputs(b: int, n: int, heads: int, k: int, rows: int, c: int, shared_pe: boo
     return {
         "pixels": random(b, n, c),
         "pixel_pe": random(*((n, c) if shared_pe else (b, n, c))),
-        "key": random(b, heads * k, c) * c**-0.5,
-        "key_bias": random(b, heads * k),
-        "value": random(b, heads * k, c) * 0.3,
+        "key": random(g, heads * k, c) * c**-0.5,
+        "key_bias": random(g, heads * k),
+        "value": random(g, heads * k, c) * 0.3,
         "out_bias": random(c),
         "norm_weight": 1 + 0.1 * random(c),
         "norm_bias": random(c),
-        "query": random(b, rows, c) * c**-0.5,
+        "query": random(g, rows, c) * c**-0.5,
     }
 
 
@@ -66,26 +69,47 @@ OPERATORS = {
 @pytest.mark.parametrize("operator", list(OPERATORS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("b", "n", "heads", "k", "rows", "c", "shared_pe"),
+    ("b", "n", "heads", "k", "rows", "c", "shared_pe", "dictionaries"),
     [
-        (1, 1, 8, 7, 5, 64, True),
-        (2, 113, 8, 7, 56, 256, True),
-        (3, 203, 2, 5, 16, 100, False),
-        (1, 1023, 3, 16, 9, 96, True),
-        (2, 300, 8, 2, 16, 1024, True),
-        (1, 150, 4, 150, 19, 64, True),
-        (1, 5000, 16, 19, 40, 64, False),
+        (1, 1, 8, 7, 5, 64, True, 1),
+        (2, 113, 8, 7, 56, 256, True, 1),
+        (3, 203, 2, 5, 16, 100, False, 1),
+        (1, 1023, 3, 16, 9, 96, True, 1),
+        (2, 300, 8, 2, 16, 1024, True, 1),
+        (1, 150, 4, 150, 19, 64, True, 1),
+        (1, 5000, 16, 19, 40, 64, False, 1),
+        (1, 1, 1, 1, 1, 64, True, 2),
+        (2, 700, 8, 7, 56, 256, True, 2),
+        (2, 203, 3, 5, 16, 100, False, 3),
     ],
 )
-def test_kernel_is_as_accurate_as_the_unfused_path(operator, b, n, heads, k, rows, c, shared_pe, dtype) -> None:
+def test_kernel_is_as_accurate_as_the_unfused_path(
+    operator, b, n, heads, k, rows, c, shared_pe, dictionaries, dtype
+) -> None:
     function, definition, names, outputs = OPERATORS[operator]
-    tensors = cast(inputs(b, n, heads, k, rows, c, shared_pe), dtype)
+    tensors = cast(inputs(b, n, heads, k, rows, c, shared_pe, dictionaries), dtype)
     truth = run(definition, names, tensors, heads, torch.float64)
     plain = run(definition, names, tensors, heads, dtype)
     with backend(KERNEL):
         results = run(function, names, tensors, heads, dtype)
     labels = [*outputs, *(f"grad_{name}" for name in names)]
     assert_accurate(labels, results, plain, truth, dtype)
+
+
+@pytest.mark.parametrize("operator", list(OPERATORS))
+@pytest.mark.parametrize("shared_pe", [True, False])
+@pytest.mark.parametrize("name", ["torch", KERNEL])
+def test_dictionaries_stacked_are_as_many_calls(operator: str, shared_pe: bool, name: str) -> None:
+    function, _, names, outputs = OPERATORS[operator]
+    tensors = inputs(2, 300, 2, 3, 6, 32, shared_pe, dictionaries=3)
+    of_dictionary = ("key", "key_bias", "value", "query")
+    with backend(name):
+        together = function(*(tensors[name] for name in names), 2)
+        for g in range(3):
+            own = {n: t[2 * g : 2 * g + 2] if n in of_dictionary else t for n, t in tensors.items()}
+            alone = function(*(own[name] for name in names), 2)
+            for whole, part in zip(together, alone, strict=True) if len(outputs) > 1 else [(together, alone)]:
+                torch.testing.assert_close(whole[2 * g : 2 * g + 2], part, rtol=1e-5, atol=1e-5)
 
 
 def test_one_entry_leaves_no_choice() -> None:
@@ -98,8 +122,9 @@ def test_one_entry_leaves_no_choice() -> None:
         assert results[3 + WHOLE.index(name)].abs().max() == 0
 
 
-def test_definitions_have_right_gradients() -> None:
-    tensors = cast(inputs(2, 6, 2, 3, 4, 8), torch.float64)
+@pytest.mark.parametrize("dictionaries", [1, 2])
+def test_definitions_have_right_gradients(dictionaries: int) -> None:
+    tensors = cast(inputs(2, 6, 2, 3, 4, 8, dictionaries == 1, dictionaries), torch.float64)
     leaves = [tensors[name].requires_grad_() for name in WHOLE]
     assert torch.autograd.gradcheck(lambda *t: refine_attend(*t, 2), leaves)
     assert torch.autograd.gradcheck(lambda *t: refine(*t, 2), leaves[:-1])
@@ -107,9 +132,10 @@ def test_definitions_have_right_gradients() -> None:
 
 @pytest.mark.parametrize("with_query", [True, False])
 @pytest.mark.parametrize("shared_pe", [True, False])
-def test_plain_backward_formulas_have_right_gradients(with_query: bool, shared_pe: bool) -> None:
+@pytest.mark.parametrize("dictionaries", [1, 3])
+def test_plain_backward_formulas_have_right_gradients(with_query: bool, shared_pe: bool, dictionaries: int) -> None:
     _, definition, names, outputs = OPERATORS["refine_attend" if with_query else "refine"]
-    tensors = cast(inputs(2, 9, 2, 3, 4, 8, shared_pe), torch.float64)
+    tensors = cast(inputs(2, 9, 2, 3, 4, 8, shared_pe, dictionaries), torch.float64)
     truth = run(definition, names, tensors, 2, torch.float64)
     generator = torch.Generator().manual_seed(7)
     count = len(outputs)
@@ -131,28 +157,44 @@ def test_extreme_scores_stay_finite() -> None:
         assert all(torch.isfinite(r).all() for r in results)
 
 
-def test_fifty_runs_are_bitwise_equal() -> None:
-    tensors = inputs(2, 700, 8, 3, 12, 64)
+@pytest.mark.parametrize("dictionaries", [1, 2])
+def test_fifty_runs_are_bitwise_equal(dictionaries: int) -> None:
+    tensors = inputs(2, 700, 8, 3, 12, 64, dictionaries=dictionaries)
     first = run(refine_attend, WHOLE, tensors, 8, torch.float32)
     for _ in range(50):
         again = run(refine_attend, WHOLE, tensors, 8, torch.float32)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_opcheck() -> None:
-    tensors = cast(inputs(2, 20, 4, 3, 5, 32), torch.bfloat16)
+def test_result_does_not_depend_on_the_number_of_threads() -> None:
+    tensors = inputs(1, 3000, 8, 3, 12, 64, dictionaries=2)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(refine_attend, WHOLE, tensors, 8, torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dictionaries", [1, 2])
+def test_opcheck(dictionaries: int) -> None:
+    tensors = cast(inputs(2, 20, 4, 3, 5, 32, dictionaries=dictionaries), torch.bfloat16)
     leaves = [tensors[name].requires_grad_() for name in WHOLE]
     torch.library.opcheck(torch.ops.d2ls_fast.refine.default, (*leaves[:-1], 4, 1e-5))
     torch.library.opcheck(torch.ops.d2ls_fast.refine_attend.default, (*leaves, 4, 1e-5))
 
 
-@pytest.mark.parametrize("name", ["torch", KERNEL])
-def test_compiles_whole(name: str) -> None:
+@pytest.mark.parametrize(("name", "dictionaries"), [("torch", 1), (KERNEL, 1), (KERNEL, 2)])
+def test_compiles_whole(name: str, dictionaries: int) -> None:
     torch._dynamo.reset()
     with backend(name):
         compiled = torch.compile(refine_attend, fullgraph=True, dynamic=True)
         for n in (60, 113):
-            tensors = inputs(2, n, 8, 3, 12, 64)
+            tensors = inputs(2, n, 8, 3, 12, 64, dictionaries=dictionaries)
             results = run(compiled, WHOLE, tensors, 8, torch.float32)
             for result, expected in zip(results, run(refine_attend, WHOLE, tensors, 8, torch.float32), strict=True):
                 torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
@@ -169,6 +211,10 @@ def test_wrong_calls_name_the_argument() -> None:
         "norm_weight must be": {"norm_weight": good["norm_weight"][:3]},
         "norm_bias must be": {"norm_bias": good["norm_bias"].unsqueeze(0)},
         "query must be": {"query": good["query"][..., :3]},
+        r"key must be \[G \* 2, J, 16\]": {"key": good["key"].repeat(2, 1, 1)[:3]},
+        r"value must be \[2, 6, 16\] as key is": {"value": good["value"].repeat(2, 1, 1)},
+        r"query must be \[2, J, 16\] as key is": {"query": good["query"].repeat(2, 1, 1)},
+        "at least one row an image": {"key": good["key"][:0]},
         "value must have the dtype": {"value": good["value"].half()},
     }
     for message, change in wrong.items():

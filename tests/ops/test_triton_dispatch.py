@@ -37,12 +37,12 @@ with d2.backend("triton"):
             assert reason in str(error), error
         else:
             raise AssertionError(reason)
-    try:
-        select("refine", tensors[0], entries=65)
-    except BackendError as error:
-        assert "64 dictionary entries" in str(error), error
-    else:
-        raise AssertionError("65 entries")
+    # Several dictionaries over the same pixels, through the public functions.
+    queries = torch.cat([tensors[2], 2 * tensors[2]])
+    context, lse = d2.ops.attend(*tensors[:2], queries)
+    for g in range(2):
+        alone = d2.ops.attend(*tensors[:2], queries[2 * g : 2 * g + 2])
+        torch.testing.assert_close((context[2 * g : 2 * g + 2], lse[2 * g : 2 * g + 2]), alone)
 print("all good")
 """
 
