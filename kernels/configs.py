@@ -118,6 +118,7 @@ _CLASSIFY = {
     )
     for kind in CLASSIFY_KINDS
 }
+_CLASSIFY["segmentation_grad", "ieee"] = ClassifyTile(8, 16, 8, 2)
 
 ARCHITECTURES = {
     "sm_80": Architecture(
