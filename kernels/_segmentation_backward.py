@@ -31,10 +31,12 @@ def _logit_gradient(
     """Gradient of the logits of a tile from those of the sums, zero where there is no label."""
     labelled = (labels != ignore_index) & (labels >= 0) & (labels < classes)
     truth = labelled[:, None] & (labels[:, None] == k[None, :])
-    own = tl.where(truth, (1 - smoothing) * weights[None, :], 0.0)
+    own = (1 - smoothing) * tl.sum(tl.where(truth, weights[None, :], 0.0), 1)
     every = smoothing / classes * weights
-    total = tl.sum(own, 1) + tl.sum(every, 0)
-    grad = grad_cross_entropy * (probability * total[:, None] - own - every[None, :])
+    # The first vanishes exactly where the prediction is right, the second for a single class.
+    of_label = own[:, None] * (probability - tl.where(truth, 1.0, 0.0))
+    of_all = probability * tl.sum(every, 0) - every[None, :]
+    grad = grad_cross_entropy * (of_label + of_all)
     by_probability = grad_volume[None, :] + tl.where(truth, grad_overlap[None, :], 0.0)
     mean = tl.sum(probability * by_probability, 1)
     return tl.where(labelled[:, None], grad + probability * (by_probability - mean[:, None]), 0.0)

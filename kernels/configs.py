@@ -159,6 +159,7 @@ _CLASSIFY = {
     )
     for kind in CLASSIFY_KINDS
 }
+_CLASSIFY["segmentation_grad", "ieee"] = ClassifyTile(8, 16, 8, 2)
 # pixel_dictionary_nce, on every architecture: its products are of float32 factors (tf32 also for 16-bit pixels).
 NCE_KERNELS = ("nce_rows", "nce_columns", "nce_grad_pixels", "nce_grad_entries")
 NCE = {

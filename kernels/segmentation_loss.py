@@ -8,7 +8,7 @@ a program. With p the softmax, y the label, w the class weights, e the smoothing
 
 Backward recomputes the softmax; with g, o, v the gradients of cross_entropy, overlap and volume, and d = v + o at y::
 
-    dlogit_k = g (p_k ((1 - e) w_y + e/K sum_j w_j) - [k = y] (1 - e) w_y - e/K w_k) + p_k (d_k - sum_j p_j d_j)
+    dlogit_k = g ((1 - e) w_y (p_k - [k = y]) + e/K (p_k sum_j w_j - w_k)) + p_k (d_k - sum_j p_j d_j)
 
 and on as in the backward of classify. Per-chunk partial results are added up in a fixed order, without atomics:
 results repeat bit for bit. Pixels are counted in integers.

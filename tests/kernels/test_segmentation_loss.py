@@ -1,0 +1,71 @@
+"""The Triton kernels of ``segmentation_loss``: right in the interpreter, and compiled ahead of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d2ls_fast.benchmarks import triton_resources
+from d2ls_fast.kernels import configs
+
+CHILD = Path(__file__).with_name("segmentation_cases.py")
+# The names of segmentation_cases.CASES, which this process must not import: it would switch Triton to its interpreter.
+CASES = [
+    "one pixel, one class",
+    "fp32",
+    "fp32, model width",
+    "fp32, no weights, no smoothing",
+    "fp32, class 0 ignored",
+    "fp32, nothing labelled",
+    "fp32, many classes",
+    "fp32, prototypes",
+    "fp32, largest prototype",
+    "fp32, mean of prototypes",
+    "fp32, many chunks",
+    "fp32, extreme",
+    "bf16",
+    "fp16",
+    "repeat",
+    "dispatch",
+]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict[str, list[float]]]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, str(CHILD)], capture_output=True, text=True, env=environment)
+    assert child.returncode == 0, child.stderr[-4000:]
+    result: dict[str, dict[str, list[float]]] = json.loads(child.stdout.splitlines()[-1])
+    return result
+
+
+def test_every_case_ran(report: dict[str, dict[str, list[float]]]) -> None:
+    assert list(report) == CASES
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted(report: dict[str, dict[str, list[float]]], case: str) -> None:
+    for name, (error, allowed) in report[case].items():
+        assert error <= allowed, f"{name}: error {error:.2e} exceeds {allowed:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("sm_90", kernel) for kernel in configs.SEGMENTATION_KERNELS]
+    + [(name, "segmentation_grad") for name in ("sm_80", "sm_100", "gfx942")],
+)
+def test_compiles_without_spills(name: str, kernel: str) -> None:
+    assert triton_resources.compile_classify(name, kernel, "ieee").problem == ""
+
+
+@pytest.mark.parametrize(("classes", "prototypes"), [(1, 1), (7, 1), (150, 1), (16, 3), (5, 20)])
+def test_one_block_holds_all_class_vectors(classes: int, prototypes: int) -> None:
+    tile = configs.ClassifyTile(8, 16, 4, 1)
+    blocks = configs.classify_blocks("segmentation_grad", tile, 256, classes, prototypes)
+    assert blocks["BLOCK_K"] >= classes and blocks["PADDED"] >= prototypes
+    assert blocks["BLOCK_N"] == max(1, 128 // (blocks["BLOCK_K"] * blocks["PADDED"]))
