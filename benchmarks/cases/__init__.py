@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from d2ls_fast.benchmarks.cases import attend
+from d2ls_fast.benchmarks.cases import attend, projected
 from d2ls_fast.benchmarks.cases.common import Sizes
 from d2ls_fast.benchmarks.cases.head import head_cases
 from d2ls_fast.benchmarks.cases.model import model_cases, train_cases
@@ -12,7 +12,7 @@ from d2ls_fast.benchmarks.harness import Case
 
 __all__ = ["LEVELS", "Sizes", "head_cases"]
 
-_OPERATORS = (attend,)
+_OPERATORS = (attend, projected)
 
 
 def operator_cases(sizes: Sizes) -> list[Case]:

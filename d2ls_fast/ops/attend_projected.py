@@ -29,8 +29,8 @@ def attend_projected(
         s_{hkn} = q_{hk} \cdot W_{K,h} (x_n + p_n), \quad
         o_{hk} = \sum_n \mathrm{softmax}_n(s_{hkn}) \, W_{V,h} x_n
 
-    The same attention as :func:`~d2ls_fast.ops.attend.attend` with folded projections, for many entries K: there a pixel
-    costs 2 H K C multiply-adds, here 2 C D + 2 K D. A bias of the keys is the same for all pixels, so the softmax
+    The same attention as :func:`~d2ls_fast.ops.attend.attend` with folded projections, for many entries K: there a
+    pixel costs 2 H K C multiply-adds, here 2 C D + 2 K D. A bias of the keys is the same for all pixels, so the softmax
     removes it; a bias of the values adds to the result. Both are therefore left to the caller.
 
     Args:

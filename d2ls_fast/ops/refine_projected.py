@@ -71,14 +71,14 @@ def refine_projected(
     """
     pixels, pixel_pe = with_autocast((pixels, pixel_pe))
     wide = (key, value, query_weight, query_bias, out_weight, out_bias, norm_weight, norm_bias)
-    arguments = (pixels, pixel_pe, *as_vectors(pixels, *wide), num_heads)
-    check_refine_projected(*arguments)
+    arguments: tuple[Any, ...] = (pixels, pixel_pe, *as_vectors(pixels, *wide), num_heads, eps)
+    check_refine_projected(*arguments[:-1])
     name = select("refine_projected", pixels)
     if name == "reference":
-        return refine_projected_definition(*arguments, eps)
+        return refine_projected_definition(*arguments)
     if name == "torch":
-        return refine_projected_sdpa(*arguments, eps)
-    refined: Tensor = torch.ops.d2ls_fast.refine_projected(*arguments, eps)
+        return refine_projected_sdpa(*arguments)
+    refined: Tensor = torch.ops.d2ls_fast.refine_projected(*arguments)
     return refined
 
 
