@@ -52,7 +52,6 @@ def cases(sizes: Sizes) -> list[Case]:
         variants = [
             Variant("reference eager", under("reference", mode(module, call, [pixels, dictionary]))),
             Variant("reference with sdpa", under("torch", mode(projected, call, [pixels, dictionary]))),
-            Variant("folded eager", under("torch", mode(folded, call, [pixels, dictionary]))),
             Variant("fused, folded", under("auto", mode(folded, call, [pixels, dictionary]))),
             Variant("fused, projected", under("auto", mode(projected, call, [pixels, dictionary]))),
         ]
