@@ -1,5 +1,7 @@
 # make demo   train on the carried sample, evaluate, map a real scene: pictures and figures under demo/
 # make test   lint, type check and all tests
+# make sanitize   the C++ kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (g++ on Linux)
+# make other-torch TORCH=2.13.0   the built extension, not rebuilt, under another torch
 # Both build .venv/ first; they need Python 3.11 or newer, a C++ compiler and the package registry.
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench sanitize other-torch clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -28,6 +30,28 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/d2ls-fast bench operator --output benchmarks/results/cpu-operator
 	$(BIN)/d2ls-fast bench head --output benchmarks/results/cpu-head
+
+# A build of its own, tried with every instruction set this processor has. What is compiled by torch or run by Triton is
+# not ours to sanitize; leaks are Python's. Python itself is not instrumented, so the runtime comes first by LD_PRELOAD.
+sanitize: $(READY)
+	D2LS_FAST_SANITIZE=1 D2LS_FAST_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	for isa in portable avx2 avx512 best; do \
+	  echo "instruction set: $$isa"; \
+	  D2LS_FAST_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest --capture=sys tests/ops tests/models/test_golden.py -k "not compile and not triton and not fifty" || exit 1; \
+	done
+
+# The wheel is compiled against this environment's torch and installed beside another one. Only PyTorch and what the layers
+# need is there: no timm, torchvision or lightning.
+TORCH ?= 2.13.0
+OTHER := build/torch-$(TORCH)
+other-torch: $(READY)
+	rm -rf build/wheel && $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install --quiet torch==$(TORCH) numpy setuptools pydantic pyyaml rich safetensors pytest pytest-benchmark
+	$(OTHER)/bin/pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	$(OTHER)/bin/python -P -m d2ls_fast.info
+	$(OTHER)/bin/pytest tests/ops tests/nn
 
 $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

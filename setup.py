@@ -3,6 +3,7 @@
 Everything else is in pyproject.toml. Environment:
     D2LS_FAST_EXTENSION=auto|1|0   the CPU part: where possible (default), always (else fail), or never.
     D2LS_FAST_CUDA=auto|1|0        the same for the CUDA part.
+    D2LS_FAST_SANITIZE=1           the CPU part with address and undefined-behaviour checks; see `make sanitize`.
     TORCH_CUDA_ARCH_LIST           GPU architectures, default "8.0;9.0a;10.0".
     CUDA_HOME                      folder of the CUDA toolkit, the one that holds include/.
     MAX_JOBS                       compiler processes at a time (default: all cores).
@@ -102,6 +103,10 @@ def build_arguments() -> dict[str, object]:
         "py_limited_api": True,
     }
     flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wno-psabi"]
+    if os.environ.get("D2LS_FAST_SANITIZE") == "1":
+        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        flags += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", *sanitizers]
+        common["extra_link_args"] = sanitizers
     extensions = [
         CppExtension("d2ls_fast._C", files("*.cpp"), depends=files("*.h"), extra_compile_args=flags, **common)
     ]

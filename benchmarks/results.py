@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from d2ls_fast.benchmarks.harness import Report, Row
 from d2ls_fast.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Of the fused variant: percent of the copy bandwidth and of the library's matrix rate, both measured in the same run.
 _MEASURES = ("variant", "median ms", "p20-p80", "ratio", "error", "extra MB", "% copy", "% matrix")
@@ -73,20 +77,44 @@ def write(report: Report, stem: Path) -> list[Path]:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Horizontal bars of the speed-ups, one panel a case."""
+    """The speed-ups, one panel a case: bars, or times as lines over what was swept where it has several settings."""
     from matplotlib.figure import Figure
 
-    cases = _by_case(report)
-    heights = [len(rows) for rows in cases.values()]
+    cases: dict[str, list[Row]] = {}
+    for row in report.rows:
+        cases.setdefault(row.case, []).append(row)
+    swept = {case: len({row.setting for row in rows}) > 1 for case, rows in cases.items()}
+    heights = [8 if swept[case] else len(rows) for case, rows in cases.items()]
     figure = Figure(figsize=(9, 0.45 * sum(heights) + 0.9 * len(cases)), layout="constrained")
     axes = figure.subplots(len(cases), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axis, (title, rows) in zip(axes, cases.items(), strict=True):
-        colours = ["#1b7837" if row.variant.startswith("fused") else "#9e9e9e" for row in rows]
-        bars = axis.barh([row.variant for row in rows], [row.speedup for row in rows], color=colours)
-        axis.bar_label(bars, [f" {row.speedup:.2f}x  {row.median_ms:.2f} ms" for row in rows], fontsize=8)
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.invert_yaxis()
-        axis.margins(x=0.25)
+    for axis, (case, rows) in zip(axes, cases.items(), strict=True):
+        (_lines if swept[case] else _bars)(axis, rows)
+        axis.set_title(case if swept[case] else f"{case}, {rows[0].setting}", fontsize=9, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel(f"speed-up against {report.rows[0].variant} (higher is faster)")
+    if not swept[report.rows[-1].case]:
+        axes[-1].set_xlabel(f"speed-up against {report.rows[0].variant} (higher is faster)")
     figure.savefig(path, dpi=110, format="png")
+
+
+def _bars(axis: Axes, rows: list[Row]) -> None:
+    colours = ["#1b7837" if row.variant.startswith("fused") else "#9e9e9e" for row in rows]
+    bars = axis.barh([row.variant for row in rows], [row.speedup for row in rows], color=colours)
+    axis.bar_label(bars, [f" {row.speedup:.2f}x  {row.median_ms:.2f} ms" for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.25)
+
+
+def _lines(axis: Axes, rows: list[Row]) -> None:
+    """Median times over the settings, labelled by the parts of the setting that differ."""
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    parts = [setting.split() for setting in settings]
+    differ = [i for i in range(len(parts[0])) if len({part[i] for part in parts}) > 1]
+    labels = [" ".join(part[i] for i in differ) for part in parts]
+    for variant in dict.fromkeys(row.variant for row in rows):
+        at = {row.setting: row.median_ms for row in rows if row.variant == variant}
+        fused = variant.startswith("fused")
+        shown = [(label, at[setting]) for label, setting in zip(labels, settings, strict=True) if setting in at]
+        axis.plot(*zip(*shown, strict=True), marker="o", markersize=4, linewidth=2 if fused else 1, label=variant)
+    axis.set_yscale("log")
+    axis.set_ylabel("ms")
+    axis.legend(fontsize=7, frameon=False)

