@@ -16,13 +16,13 @@ class Overhead(NamedTuple):
     """Moving one channel through the projections."""
 
 
-# CPU: fitted to the compiled kernels over C = 64..1024, H = 4..16, K = 7..150, forward and backward in float32 with
-# AVX-512; benchmarks/results/cpu-projected.md shows both forms on either side of the crossover.
+# CPU: fitted to the compiled kernels by benchmarks/projected_cost.py (C = 64..1024, H = 4..16, K = 7..150, float32,
+# AVX-512); benchmarks/results/cpu-projected.md shows the interaction on either side of the crossover.
 # Elsewhere: not measured. The projected form is PyTorch's flash attention, which writes the projected pixels to memory
 # and reads them back: about 4 C elements more a pixel and direction, each as long as some 180 multiply-adds (two bytes
 # at 4.3 TB/s against 790 TFLOP/s).
-_OVERHEAD = {"cpu": Overhead(130, 50, 100)}
-_OVERHEAD_ELSEWHERE = Overhead(130, 50, 800)
+_OVERHEAD = {"cpu": Overhead(125, 55, 85)}
+_OVERHEAD_ELSEWHERE = Overhead(125, 55, 800)
 
 
 def projecting_pays(channels: int, width: int, num_heads: int, entries: int, device: str) -> bool:

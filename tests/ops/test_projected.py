@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +99,17 @@ def test_kernel_is_as_accurate_as_the_unfused_path(operator, b, n, heads, k, d, 
     labels = ["result", *(f"grad_{name}" for name in OPERATORS[operator][1])]
     assert [r.dtype for r in results] == [p.dtype for p in plain]
     assert_accurate(labels, results, plain, truth, dtype)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_every_instruction_set_is_accurate(isa: str) -> None:
+    """The set is chosen once a process, so another process runs the accuracy tests with it."""
+    options = ["-q", "-p", "no:cacheprovider", __file__, "-k", "as_accurate and (113 or 203 or 70)"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        env={**os.environ, "D2LS_FAST_ISA": isa}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout[-2000:]
 
 
 @pytest.mark.parametrize("operator", list(OPERATORS))
