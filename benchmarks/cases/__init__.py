@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from d2ls_fast.benchmarks.cases import attend, contrast, dictionary_step, fuse_pyramid, segmentation_loss, training_head
+from d2ls_fast.benchmarks.cases import (
+    attend,
+    contrast,
+    dictionary_step,
+    fuse_pyramid,
+    projected,
+    segmentation_loss,
+    training_head,
+)
 from d2ls_fast.benchmarks.cases.common import Sizes
 from d2ls_fast.benchmarks.cases.head import head_cases
 from d2ls_fast.benchmarks.cases.model import model_cases, train_cases
@@ -12,7 +20,7 @@ from d2ls_fast.benchmarks.harness import Case
 
 __all__ = ["LEVELS", "Sizes", "head_cases"]
 
-_OPERATORS = (attend, segmentation_loss, fuse_pyramid, contrast, dictionary_step)
+_OPERATORS = (attend, segmentation_loss, fuse_pyramid, contrast, dictionary_step, projected)
 
 
 def operator_cases(sizes: Sizes) -> list[Case]:

@@ -5,6 +5,7 @@
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
 #include "cpu/step.h"
+#include "cpu/projected.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -25,6 +26,7 @@ namespace avx2 {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify_tile.inc.h"
 #include "cpu/classify_gradients.inc.h"
@@ -44,6 +46,7 @@ SegmentationKernels segmentation_kernels_avx2() { return avx2::segmentation_kern
 PyramidKernels pyramid_kernels_avx2() { return avx2::pyramid_kernels(); }
 NceKernels nce_kernels_avx2() { return avx2::nce_kernels(); }
 StepKernels step_kernels_avx2() { return avx2::step_kernels(); }
+ProjectedKernels projected_kernels_avx2() { return avx2::projected_kernels(); }
 
 }  // namespace d2ls
 

@@ -5,6 +5,7 @@
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
 #include "cpu/step.h"
+#include "cpu/projected.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -24,6 +25,7 @@ namespace avx512 {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify_tile.inc.h"
 #include "cpu/classify_gradients.inc.h"
@@ -43,6 +45,7 @@ SegmentationKernels segmentation_kernels_avx512() { return avx512::segmentation_
 PyramidKernels pyramid_kernels_avx512() { return avx512::pyramid_kernels(); }
 NceKernels nce_kernels_avx512() { return avx512::nce_kernels(); }
 StepKernels step_kernels_avx512() { return avx512::step_kernels(); }
+ProjectedKernels projected_kernels_avx512() { return avx512::projected_kernels(); }
 
 }  // namespace d2ls
 

@@ -5,6 +5,7 @@
 #include "cpu/segmentation.h"
 #include "cpu/pyramid.h"
 #include "cpu/step.h"
+#include "cpu/projected.h"
 
 #define D2LS_LANES 4
 #if defined(__x86_64__)
@@ -18,6 +19,7 @@ namespace portable {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify_tile.inc.h"
 #include "cpu/classify_gradients.inc.h"
@@ -37,5 +39,6 @@ SegmentationKernels segmentation_kernels_portable() { return portable::segmentat
 PyramidKernels pyramid_kernels_portable() { return portable::pyramid_kernels(); }
 NceKernels nce_kernels_portable() { return portable::nce_kernels(); }
 StepKernels step_kernels_portable() { return portable::step_kernels(); }
+ProjectedKernels projected_kernels_portable() { return portable::projected_kernels(); }
 
 }  // namespace d2ls

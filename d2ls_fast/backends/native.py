@@ -24,6 +24,8 @@ _OPERATORS = (
     "ratio_contrast",
     "pixel_dictionary_nce",
 )
+# On a GPU the projected form is the library's own attention.
+_CPU_OPERATORS = (*_OPERATORS, "attend_projected", "refine_projected")
 _TRITON_VECTORS = 256  # the scores of a sub-pixel for all class vectors are one register tile where the loss needs them
 
 
@@ -44,7 +46,7 @@ class Cpu:
         return Support(False, _extension.WHY_NOT)
 
     def supports(self, call: Call) -> Support:
-        if call.operator not in _OPERATORS:
+        if call.operator not in _CPU_OPERATORS:
             return Support(False, f"no C++ kernel for {call.operator}")
         if call.device != "cpu":
             return Support(False, f"the tensors are on {call.device}, this back end works on cpu")

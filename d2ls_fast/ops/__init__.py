@@ -1,6 +1,7 @@
 """The operators: what is computed. One file each, with its definition, schema, fake, gradient and dispatch."""
 
 from d2ls_fast.ops.attend import attend
+from d2ls_fast.ops.attend_projected import attend_projected
 from d2ls_fast.ops.classify import classify, classify_labels
 from d2ls_fast.ops.dictionary_step import dictionary_step
 from d2ls_fast.ops.fuse_pyramid import fuse_pyramid
@@ -21,4 +22,8 @@ __all__ = [
     "refine",
     "refine_attend",
     "segmentation_loss",
+from d2ls_fast.ops.refine_projected import refine_projected
+
+    "attend_projected",
+    "refine_projected",
 ]
