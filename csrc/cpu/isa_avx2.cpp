@@ -1,6 +1,7 @@
 // The CPU kernels for x86 with AVX2 and FMA.
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/projected.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -21,6 +22,7 @@ namespace avx2 {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
 
@@ -28,6 +30,7 @@ namespace avx2 {
 
 PassKernels pass_kernels_avx2() { return avx2::pass_kernels(); }
 ClassifyKernels classify_kernels_avx2() { return avx2::classify_kernels(); }
+ProjectedKernels projected_kernels_avx2() { return avx2::projected_kernels(); }
 
 }  // namespace d2ls
 

@@ -1,6 +1,7 @@
 // The CPU kernels for x86 with AVX-512 (F, BW, DQ, VL).
 #include "cpu/classify.h"
 #include "cpu/pass.h"
+#include "cpu/projected.h"
 
 #if defined(__x86_64__)
 // No standard header may follow: what is inlined below must not leak into code for other processors.
@@ -20,6 +21,7 @@ namespace avx512 {
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/pass.inc.h"
+#include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify.inc.h"
 
@@ -27,6 +29,7 @@ namespace avx512 {
 
 PassKernels pass_kernels_avx512() { return avx512::pass_kernels(); }
 ClassifyKernels classify_kernels_avx512() { return avx512::classify_kernels(); }
+ProjectedKernels projected_kernels_avx512() { return avx512::projected_kernels(); }
 
 }  // namespace d2ls
 

@@ -127,9 +127,9 @@ inline void softmax_entries_backward(const PassShape& s, const PassSizes& p, int
   }
 }
 
-// normal [T, Cp] = (u - mean) / sigma with u = x + A value + out_bias; returns 1 / sigma of every row.
-inline void normalise_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
-                             const Tile& tile, float* normal, float* inverse_sigma) {
+// normal [T, Cp] = u = x + A value + out_bias
+inline void add_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
+                       const Tile& tile, float* normal) {
   const PassShape& s = in.shape;
   gemm(rows, p.groups, s.channels, {tile.y, p.channels, 1}, packed.key_t, p.groups, tile.weight, p.groups, false);
   if (p.heads % 8 == 0) {
@@ -143,6 +143,11 @@ inline void normalise_update(const PassInputs& in, const PassSizes& p, const Pas
     }
   }
   gemm(rows, p.channels, p.group_rows, {tile.weight, p.groups, 1}, packed.value, p.channels, normal, p.channels, true);
+}
+
+// normal [T, Cp] = (u - mean) / sigma, in place on u; returns 1 / sigma of every row.
+inline void normalise(const PassInputs& in, const PassSizes& p, int64_t rows, float* normal, float* inverse_sigma) {
+  const PassShape& s = in.shape;
   const float count = static_cast<float>(s.channels);
   const float padding = static_cast<float>(p.channels - s.channels);
   for (int64_t n = 0; n < rows; ++n) {
@@ -165,6 +170,12 @@ inline void normalise_update(const PassInputs& in, const PassSizes& p, const Pas
     }
     clear(u + s.channels, p.channels - s.channels);
   }
+}
+
+inline void normalise_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
+                             const Tile& tile, float* normal, float* inverse_sigma) {
+  add_update(in, p, packed, rows, x, tile, normal);
+  normalise(in, p, rows, normal, inverse_sigma);
 }
 
 // x' = normal * norm_weight + norm_bias, as the dtype stores it: rounded, so that forward and backward see one value.

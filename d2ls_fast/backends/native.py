@@ -13,7 +13,15 @@ from d2ls_fast.backends.base import Call, Support
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_OPERATORS = ("attend", "refine", "refine_attend")
 _TRITON_ENTRIES = 64  # the softmax over a head's entries is one register tile
-_CPU_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
+_CPU_OPERATORS = (
+    "attend",
+    "attend_projected",
+    "refine",
+    "refine_attend",
+    "refine_projected",
+    "classify",
+    "classify_labels",
+)
 
 
 def _dtype_support(call: Call) -> Support:
