@@ -74,14 +74,22 @@ inline void gemm_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, in
 }
 
 template <class T>
-struct Strided {
+struct StridedOf {
   const T* data;
   int64_t row;
   int64_t depth;
 };
+using Strided = StridedOf<float>;
 
 template <class T>
-inline void gemm(int64_t rows, int64_t columns, int64_t depth, Strided<T> a, const T* b, int64_t b_stride, float* c,
+struct RowsOf {
+  const T* data;
+  int64_t stride;
+};
+using Rows = RowsOf<float>;
+
+template <class T>
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, StridedOf<T> a, const T* b, int64_t b_stride, float* c,
                  int64_t c_stride, bool accumulate) {
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t depth_here = depth - k < kDepth ? depth - k : kDepth;
