@@ -16,6 +16,7 @@ inline int64_t depth_of(int64_t count) { return count; }
 
 inline const Factor* factors(const float* packed) { return packed; }
 inline void pack_factors(float*, int64_t, int64_t) {}
+inline void round_factors(float*, int64_t) {}
 
 // [T, columns] as the left factor, whose rows are the pixels.
 inline Strided left_factor(Rows matrix) { return {matrix.data, matrix.stride, 1}; }

@@ -15,6 +15,8 @@ inline void pack_factors(float* matrix, int64_t rows, int64_t columns) {
   pair_rows(rows, columns, matrix, columns, reinterpret_cast<Pair*>(matrix));
 }
 
+inline void round_factors(float* values, int64_t count) { round_to(Dtype::bf16, values, count); }
+
 inline StridedOf<Pair> left_factor(Pixels matrix) {
   return {reinterpret_cast<const Pair*>(matrix.data), matrix.stride / 2, 1};
 }

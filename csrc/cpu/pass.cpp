@@ -134,6 +134,8 @@ class Dictionary {
       if (j < s_.rows) {
         const int64_t row = b * s_.rows + j;
         widen_row(Dtype::f32, backward->grad_context, row, grad + j * p_.channels);
+        // The gradient of the scores is a difference of products with this row: all must see the same one.
+        kernels(s_.dtype).round(grad + j * p_.channels, p_.channels);
         for (int64_t c = 0; c < s_.channels; ++c) {
           dot += grad[j * p_.channels + c] * backward->context[row * s_.channels + c];
         }

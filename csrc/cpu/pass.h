@@ -138,6 +138,8 @@ struct PassKernels {
   void (*narrow)(Dtype dtype, const float* src, void* dst, int64_t offset, int64_t count);
   // A dictionary-side matrix, in place, to what the kernels' products take: pairs of its rows in bfloat16, or nothing to do.
   void (*pack)(float* matrix, int64_t rows, int64_t columns);
+  // The values themselves as products see them.
+  void (*round)(float* values, int64_t count);
 };
 
 PassKernels pass_kernels_portable();

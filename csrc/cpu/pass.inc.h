@@ -435,5 +435,5 @@ inline void backward_strip(const PassBackward& call, const PassSizes& p, const P
 }
 
 inline PassKernels pass_kernels() {
-  return {kLanes, scratch_floats, forward_strip, backward_strip, widen, narrow, pack_factors};
+  return {kLanes, scratch_floats, forward_strip, backward_strip, widen, narrow, pack_factors, round_factors};
 }
