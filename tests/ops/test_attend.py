@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,8 +79,9 @@ def test_every_instruction_set_is_accurate(isa: str) -> None:
         "-p",
         "no:cacheprovider",
         __file__,
+        str(Path(__file__).with_name("test_refine.py")),
         "-k",
-        "as_accurate and (113 or 100 or 37 or 257)",
+        "as_accurate and (113 or 37)",
     ]
     finished = subprocess.run(
         command, env={**os.environ, "D2LS_FAST_ISA": isa}, capture_output=True, text=True, timeout=300
