@@ -222,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 // What was built and what is used, for `d2ls-fast info`.
 std::string build_info() {
-  return std::string("isa=") + d2ls::isa_name(d2ls::isa()) + " torch_target=" D2LS_TORCH_TARGET " compiler=" __VERSION__;
+  return std::string("isa=") + d2ls::isa_name(d2ls::isa_for_bf16()) + " torch_target=" D2LS_TORCH_TARGET " compiler=" __VERSION__;
 }
 
 }  // namespace

@@ -12,6 +12,11 @@ Isa best() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
+#if defined(D2LS_HAVE_AVX512_BF16)
+    if (__builtin_cpu_supports("avx512bf16")) {
+      return Isa::avx512_bf16;
+    }
+#endif
     return Isa::avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -27,7 +32,7 @@ Isa choose() {
   if (wanted == nullptr) {
     return found;
   }
-  for (const Isa candidate : {Isa::portable, Isa::avx2}) {
+  for (const Isa candidate : {Isa::portable, Isa::avx2, Isa::avx512}) {
     // Only downwards: a set the processor lacks would end in an illegal instruction.
     if (std::strcmp(wanted, isa_name(candidate)) == 0 && candidate <= found) {
       return candidate;
@@ -38,13 +43,17 @@ Isa choose() {
 
 }  // namespace
 
-Isa isa() {
+Isa isa_for_bf16() {
   static const Isa chosen = choose();
   return chosen;
 }
 
+Isa isa() { return isa_for_bf16() == Isa::avx512_bf16 ? Isa::avx512 : isa_for_bf16(); }
+
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:

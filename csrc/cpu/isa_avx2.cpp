@@ -25,6 +25,7 @@ namespace avx2 {
 #include "cpu/simd.inc.h"
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
+#include "cpu/factors_float.inc.h"
 #include "cpu/pass.inc.h"
 #include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"

@@ -18,6 +18,7 @@ namespace portable {
 #include "cpu/simd.inc.h"
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
+#include "cpu/factors_float.inc.h"
 #include "cpu/pass.inc.h"
 #include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"

@@ -11,19 +11,24 @@ namespace {
 // that the matrices of a dictionary, which fill the rest of it, are not exchanged for another's with every tile.
 constexpr int64_t kStrip = 256;
 
-const PassKernels& kernels() {
-  static const PassKernels chosen = [] {
-#if defined(__x86_64__)
-    if (isa() == Isa::avx512) return pass_kernels_avx512();
-    if (isa() == Isa::avx2) return pass_kernels_avx2();
+PassKernels kernels_of(Isa isa) {
+#if defined(D2LS_HAVE_AVX512_BF16)
+  if (isa == Isa::avx512_bf16) return pass_kernels_avx512_bf16();
 #endif
-    return pass_kernels_portable();
-  }();
-  return chosen;
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return pass_kernels_avx512();
+  if (isa == Isa::avx2) return pass_kernels_avx2();
+#endif
+  return pass_kernels_portable();
+}
+
+const PassKernels& kernels(Dtype dtype) {
+  static const PassKernels wide = kernels_of(isa()), bf16 = kernels_of(isa_for_bf16());
+  return dtype == Dtype::bf16 ? bf16 : wide;
 }
 
 PassSizes sizes_of(const PassShape& s) {
-  const int64_t lanes = kernels().lanes;
+  const int64_t lanes = kernels(s.dtype).lanes;
   // Softmax over the entries runs on short vectors of 8 heads, or of 4 where H is no multiple of 8.
   const int64_t heads = s.heads % 8 == 0 ? s.heads : round_up(s.heads, 4);
   const int64_t group_rows = s.entries * heads;
@@ -103,8 +108,10 @@ class Dictionary {
   }
 
  private:
+  void pack(float* matrix, int64_t rows, int64_t columns) const { kernels(s_.dtype).pack(matrix, rows, columns); }
+
   void widen_row(Dtype dtype, const void* source, int64_t row, float* out) const {
-    kernels().widen(dtype, source, row * s_.channels, out, s_.channels);
+    kernels(s_.dtype).widen(dtype, source, row * s_.channels, out, s_.channels);
     std::fill(out + s_.channels, out + p_.channels, 0.0f);
   }
 
@@ -115,6 +122,7 @@ class Dictionary {
     }
     const int64_t transposed = b * s_.channels * p_.rows;
     transpose(query, s_.rows, s_.channels, p_.channels, p_.rows, query_t_.get() + transposed);
+    pack(query_t_.get() + transposed, s_.channels, p_.rows);
     if (backward == nullptr) {
       return;
     }
@@ -126,6 +134,8 @@ class Dictionary {
       if (j < s_.rows) {
         const int64_t row = b * s_.rows + j;
         widen_row(Dtype::f32, backward->grad_context, row, grad + j * p_.channels);
+        // The gradient of the scores is a difference of products with this row: all must see the same one.
+        kernels(s_.dtype).round(grad + j * p_.channels, p_.channels);
         for (int64_t c = 0; c < s_.channels; ++c) {
           dot += grad[j * p_.channels + c] * backward->context[row * s_.channels + c];
         }
@@ -136,6 +146,9 @@ class Dictionary {
       lse_.get()[b * p_.rows + j] = norm;
     }
     transpose(grad, s_.rows, s_.channels, p_.channels, p_.rows, grad_t_.get() + transposed);
+    pack(grad_t_.get() + transposed, s_.channels, p_.rows);
+    pack(query, s_.rows, p_.channels);
+    pack(grad, s_.rows, p_.channels);
   }
 
   void pack_key_and_value(const PassInputs& in, bool backward, int64_t b) {
@@ -155,9 +168,13 @@ class Dictionary {
     }
     const int64_t transposed = b * s_.channels * p_.groups;
     transpose(key, p_.group_rows, s_.channels, p_.channels, p_.groups, key_t_.get() + transposed);
+    pack(key_t_.get() + transposed, s_.channels, p_.groups);
     if (backward) {
       transpose(value, p_.group_rows, s_.channels, p_.channels, p_.groups, value_t_.get() + transposed);
+      pack(value_t_.get() + transposed, s_.channels, p_.groups);
+      pack(key, p_.group_rows, p_.channels);
     }
+    pack(value, p_.group_rows, p_.channels);
   }
 
   PassShape s_;
@@ -257,10 +274,10 @@ void pass_forward(const PassForward& call, const Parallel& parallel) {
   const Dictionary dictionary(call.in, nullptr, p, parallel);
   const Partials partials(s, p, false, chunks);
   parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(p, false));
+    const Buffer scratch(kernels(s.dtype).scratch(p, false));
     for_strips(s, chunks, partials, begin, end, [&](const PassStrip& strip, int64_t partial) {
       const PassPacked packed = dictionary[strip.dictionary * s.batch + strip.image];
-      kernels().forward(call, p, packed, strip, partials[partial], scratch.get());
+      kernels(s.dtype).forward(call, p, packed, strip, partials[partial], scratch.get());
     });
   });
   parallel(s.dictionaries * s.batch * s.rows, 8, [&](int64_t begin, int64_t end) {
@@ -279,12 +296,12 @@ void pass_backward(const PassBackward& call, const Parallel& parallel) {
   // The gradient of a shared positional encoding is a sum over the batch, so it waits in float32 until all are done.
   const Buffer through(call.grad_pe != nullptr ? s.batch * s.pixels * s.channels : 0);
   parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(p, true)), total(kStrip * p.channels);
+    const Buffer scratch(kernels(s.dtype).scratch(p, true)), total(kStrip * p.channels);
     for_strips(s, chunks, partials, begin, end, [&](const PassStrip& strip, int64_t partial) {
       const PassPacked packed = dictionary[strip.dictionary * s.batch + strip.image];
       float* image = call.grad_pe != nullptr ? through.get() + strip.image * s.pixels * s.channels : nullptr;
       float* sum = s.dictionaries > 1 ? total.get() : nullptr;
-      kernels().backward(call, p, packed, strip, partials[partial], image, sum, scratch.get());
+      kernels(s.dtype).backward(call, p, packed, strip, partials[partial], image, sum, scratch.get());
     });
   });
 
@@ -296,7 +313,7 @@ void pass_backward(const PassBackward& call, const Parallel& parallel) {
     for (int64_t row = begin; row < end; ++row) {
       float* sum = first_of(row / s.rows).acc + row % s.rows * p.channels;
       reduce(sum, s.channels);
-      kernels().narrow(s.dtype, sum, call.grad_query, row * s.channels, s.channels);
+      kernels(s.dtype).narrow(s.dtype, sum, call.grad_query, row * s.channels, s.channels);
     }
   });
   if (s.entries > 0) {
@@ -310,7 +327,7 @@ void pass_backward(const PassBackward& call, const Parallel& parallel) {
         void* const out[] = {call.grad_key, call.grad_value};
         for (int i = 0; i < 2; ++i) {
           reduce(matrices[i], s.channels);
-          kernels().narrow(s.dtype, matrices[i], out[i], row * s.channels, s.channels);
+          kernels(s.dtype).narrow(s.dtype, matrices[i], out[i], row * s.channels, s.channels);
         }
         reduce(first.key_bias + from, 1);
         call.grad_key_bias[row] = first.key_bias[from];
@@ -333,7 +350,7 @@ void pass_backward(const PassBackward& call, const Parallel& parallel) {
         sum_chunks(through.get() + first, s.batch, image, count);
       }
       for (int64_t b = 0; b < images; ++b) {
-        kernels().narrow(s.dtype, through.get() + b * image + first, call.grad_pe, b * image + first, count);
+        kernels(s.dtype).narrow(s.dtype, through.get() + b * image + first, call.grad_pe, b * image + first, count);
       }
     });
   }

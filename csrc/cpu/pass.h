@@ -84,7 +84,8 @@ struct PassSizes {
   int64_t groups;      // K Hp padded to whole vectors
 };
 
-// Dictionary-side matrices of one dictionary of one image in float32, zero where padded; "_t" is the transpose.
+// Dictionary-side matrices of one dictionary of one image, zero where padded, in float32; after PassKernels::pack those
+// that enter products may be something else. "_t" is the transpose.
 struct PassPacked {
   const float* query_t;     // [C, Jp]
   const float* query;       // [J, Cp]  backward
@@ -135,10 +136,15 @@ struct PassKernels {
   // dst[i] = src[offset + i] as float32, and the way back.
   void (*widen)(Dtype dtype, const void* src, int64_t offset, float* dst, int64_t count);
   void (*narrow)(Dtype dtype, const float* src, void* dst, int64_t offset, int64_t count);
+  // A dictionary-side matrix, in place, to what the kernels' products take: pairs of its rows in bfloat16, or nothing to do.
+  void (*pack)(float* matrix, int64_t rows, int64_t columns);
+  // The values themselves as products see them.
+  void (*round)(float* values, int64_t count);
 };
 
 PassKernels pass_kernels_portable();
 PassKernels pass_kernels_avx2();
 PassKernels pass_kernels_avx512();
+PassKernels pass_kernels_avx512_bf16();  // bfloat16 only
 
 }  // namespace d2ls

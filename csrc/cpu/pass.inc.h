@@ -3,42 +3,64 @@
 // Pixels in a tile: with C = 256 the tile, its scores and the dictionary side fit in a second-level cache of 1 MB.
 constexpr int64_t kTile = 64;
 
+// Hands out the parts of a chunk's scratch memory; without memory it only counts.
+struct Arena {
+  float* memory;
+  int64_t used;
+  float* take(int64_t floats) {
+    float* part = memory == nullptr ? nullptr : memory + used;
+    used += (floats + 15) / 16 * 16;
+    return part;
+  }
+};
+
+// Pixels are Elements and products take Factors: see factors_*.inc.h.
 struct Tile {
-  float* x;        // [T, Cp] pixels as float32, where they cannot be read in place
-  float* y;        // [T, Cp] pixels + pe
-  float* refined;  // [T, Cp] x', where it cannot be written in place
-  float* again;    // [T, Cp] x' + pe
-  float* score;    // [T, Jp]
-  float* weight;   // [T, groups]
+  Tile(const PassSizes& s, bool backward, Arena* arena) {
+    const auto floats = [&](int64_t columns) { return arena->take(kTile * columns); };
+    const auto pixels = [&](int64_t columns) {
+      return reinterpret_cast<Element*>(arena->take(kTile * columns * static_cast<int64_t>(sizeof(Element)) / 4));
+    };
+    for (Element** part : {&x, &y, &refined, &again}) *part = pixels(s.channels);
+    score = floats(s.rows);
+    weight = floats(s.groups);
+    if (backward || kRounded) {
+      normal = floats(s.channels);
+    }
+    if (backward) {
+      for (float** part : {&output, &through}) *part = floats(s.channels);
+      score_grad = floats(s.rows);
+      weight_grad = floats(s.groups);
+    }
+    if (kRounded) {
+      const int64_t narrow = s.rows > s.groups ? s.rows : s.groups;
+      room = pixels(narrow > s.channels ? narrow : s.channels);
+      narrow_room = reinterpret_cast<Factor*>(pixels(narrow));
+      wide_room = reinterpret_cast<Factor*>(pixels(s.channels));
+    }
+  }
+  Element* x;        // [T, Cp] pixels, where they cannot be read in place
+  Element* y;        // [T, Cp] pixels + pe
+  Element* refined;  // [T, Cp] x', where it cannot be written in place
+  Element* again;    // [T, Cp] x' + pe
+  float* score;      // [T, Jp]
+  float* weight;     // [T, groups]
+  float* normal = nullptr;  // [T, Cp] normalised u
   // backward
-  float* normal;        // [T, Cp] normalised u
-  float* output;        // [T, Cp]
-  float* through;       // [T, Cp]
-  float* score_grad;    // [T, Jp]
-  float* weight_grad;   // [T, groups]
+  float* output = nullptr;       // [T, Cp]
+  float* through = nullptr;      // [T, Cp]
+  float* score_grad = nullptr;   // [T, Jp]
+  float* weight_grad = nullptr;  // [T, groups]
+  // where float32 matrices are rounded to Elements and paired to Factors
+  Element* room = nullptr;        // [T, any]
+  Factor* narrow_room = nullptr;  // [T, Jp] or [T, groups]
+  Factor* wide_room = nullptr;    // [T, Cp]
 };
 
 inline int64_t scratch_floats(const PassSizes& s, bool backward) {
-  return kTile * ((backward ? 7 : 4) * s.channels + (backward ? 2 : 1) * (s.rows + s.groups));
-}
-
-inline Tile carve(const PassSizes& s, float* scratch, bool backward) {
-  Tile t{};
-  float** const wide[] = {&t.x, &t.y, &t.refined, &t.again};
-  float** const more[] = {&t.normal, &t.output, &t.through};
-  auto take = [&scratch](float** where, int64_t columns) {
-    *where = scratch;
-    scratch += kTile * columns;
-  };
-  for (float** where : wide) take(where, s.channels);
-  take(&t.score, s.rows);
-  take(&t.weight, s.groups);
-  if (backward) {
-    for (float** where : more) take(where, s.channels);
-    take(&t.score_grad, s.rows);
-    take(&t.weight_grad, s.groups);
-  }
-  return t;
+  Arena count{nullptr, 0};
+  Tile(s, backward, &count);
+  return count.used;
 }
 
 inline void clear(float* p, int64_t count) {
@@ -48,11 +70,6 @@ inline void clear(float* p, int64_t count) {
 }
 
 // Float32 rows of tile pixels: read in place where the memory already is such rows, else widened into a buffer.
-struct Rows {
-  const float* data;
-  int64_t stride;
-};
-
 inline bool in_place(const PassShape& s, const PassSizes& p) { return s.dtype == Dtype::f32 && s.channels == p.channels; }
 
 inline Rows load_rows(const PassShape& s, const PassSizes& p, const void* source, int64_t at, int64_t rows,
@@ -68,13 +85,25 @@ inline Rows load_rows(const PassShape& s, const PassSizes& p, const void* source
 }
 
 // out [T, Cp] = x + pe
-inline void add_pe(const PassInputs& in, const PassSizes& p, int64_t pe_at, int64_t rows, Rows x, float* out) {
-  const Rows pe = load_rows(in.shape, p, in.pixel_pe, pe_at, rows, out);
+inline void add_pe(const PassInputs& in, const PassSizes& p, int64_t pe_at, int64_t rows, Pixels x, Element* out) {
+  const Pixels pe = load_rows(in.shape, p, in.pixel_pe, pe_at, rows, out);
   for (int64_t n = 0; n < rows; ++n) {
     for (int64_t c = 0; c < p.channels; c += kLanes) {
       store(out + n * p.channels + c, load(x.data + n * x.stride + c) + load(pe.data + n * pe.stride + c));
     }
   }
+}
+
+// out [T, columns] (+)= left times a packed matrix of `depth` rows
+inline void product(int64_t rows, Pixels left, int64_t depth, const float* packed, int64_t columns, float* out,
+                    bool accumulate) {
+  gemm(rows, columns, depth_of(depth), left_factor(left), factors(packed), columns, out, columns, accumulate);
+}
+
+// out [count, columns] += left [T, >= count] transposed times right [T, columns]
+inline void product_over_pixels(int64_t rows, int64_t count, RowsOf<Factor> left, RowsOf<Factor> right,
+                                int64_t columns, float* out) {
+  gemm(count, columns, depth_of(rows), {left.data, 1, left.stride}, right.data, right.stride, out, columns, true);
 }
 
 // A = softmax over the entries of each head, in place on scores [T, groups] without their bias.
@@ -128,10 +157,10 @@ inline void softmax_entries_backward(const PassShape& s, const PassSizes& p, int
 }
 
 // normal [T, Cp] = u = x + A value + out_bias
-inline void add_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
+inline void add_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Pixels x,
                        const Tile& tile, float* normal) {
   const PassShape& s = in.shape;
-  gemm(rows, p.groups, s.channels, {tile.y, p.channels, 1}, packed.key_t, p.groups, tile.weight, p.groups, false);
+  product(rows, {tile.y, p.channels}, s.channels, packed.key_t, p.groups, tile.weight, false);
   if (p.heads % 8 == 0) {
     softmax_entries<8>(s, p, rows, packed.key_bias, tile.weight);
   } else {
@@ -142,7 +171,8 @@ inline void add_update(const PassInputs& in, const PassSizes& p, const PassPacke
       store(normal + n * p.channels + c, load(x.data + n * x.stride + c) + load(packed.out_bias + c));
     }
   }
-  gemm(rows, p.channels, p.group_rows, {tile.weight, p.groups, 1}, packed.value, p.channels, normal, p.channels, true);
+  const Pixels weight = elements(rows, p.groups, tile.weight, tile.room);
+  product(rows, weight, p.group_rows, packed.value, p.channels, normal, true);
 }
 
 // normal [T, Cp] = (u - mean) / sigma, in place on u; returns 1 / sigma of every row.
@@ -172,7 +202,7 @@ inline void normalise(const PassInputs& in, const PassSizes& p, int64_t rows, fl
   }
 }
 
-inline void normalise_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
+inline void normalise_update(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows, Pixels x,
                              const Tile& tile, float* normal, float* inverse_sigma) {
   add_update(in, p, packed, rows, x, tile, normal);
   normalise(in, p, rows, normal, inverse_sigma);
@@ -180,25 +210,20 @@ inline void normalise_update(const PassInputs& in, const PassSizes& p, const Pas
 
 // x' = normal * norm_weight + norm_bias, as the dtype stores it: rounded, so that forward and backward see one value.
 inline void scale_and_shift(const PassInputs& in, const PassSizes& p, const PassPacked& packed, int64_t rows,
-                            const float* normal, float* out, void* stored, int64_t at) {
-  const PassShape& s = in.shape;
+                            const float* normal, Element* out, void* stored, int64_t at) {
   for (int64_t n = 0; n < rows; ++n) {
     for (int64_t c = 0; c < p.channels; c += kLanes) {
       const Vec v = load(normal + n * p.channels + c) * load(packed.norm_weight + c) + load(packed.norm_bias + c);
       store(out + n * p.channels + c, v);
     }
-    if (stored != nullptr) {
-      narrow(s.dtype, out + n * p.channels, stored, at + n * s.channels, s.channels);
-    }
-    if (s.dtype != Dtype::f32) {
-      round_to(s.dtype, out + n * p.channels, s.channels);
-    }
+    finish_row(in.shape, out + n * p.channels, stored, at + n * in.shape.channels);
   }
 }
 
-inline void attend_tile(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
-                        const float* y, float* score, const PassPartial& partial) {
-  gemm(rows, p.rows, s.channels, {y, p.channels, 1}, packed.query_t, p.rows, score, p.rows, false);
+inline void attend_tile(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows, Pixels x,
+                        const Element* y, const Tile& tile, const PassPartial& partial) {
+  float* score = tile.score;
+  product(rows, {y, p.channels}, s.channels, packed.query_t, p.rows, score, false);
   for (int64_t j = 0; j < p.rows; j += kLanes) {
     const Vec before = load(partial.row_max + j);
     Vec top = before;
@@ -223,7 +248,8 @@ inline void attend_tile(const PassShape& s, const PassSizes& p, const PassPacked
       }
     }
   }
-  gemm(s.rows, p.channels, rows, {score, 1, p.rows}, x.data, x.stride, partial.acc, p.channels, true);
+  const RowsOf<Factor> weights = along_pixels(rows, p.rows, Rows{score, p.rows}, tile.narrow_room);
+  product_over_pixels(rows, s.rows, weights, along_pixels(rows, p.channels, x, tile.wide_room), p.channels, partial.acc);
 }
 
 // Where a pixel of the strip's image stands in refined [G B, N, C].
@@ -235,20 +261,23 @@ inline void forward_strip(const PassForward& call, const PassSizes& p, const Pas
                           const PassPartial& partial, float* scratch) {
   const PassInputs& in = call.in;
   const PassShape& s = in.shape;
-  const Tile tile = carve(p, scratch, false);
+  Arena arena{scratch, 0};
+  const Tile tile(p, false, &arena);
   for (int64_t first = strip.begin; first < strip.end; first += kTile) {
     const int64_t rows = strip.end - first < kTile ? strip.end - first : kTile;
     const int64_t at = (strip.image * s.pixels + first) * s.channels;
     const int64_t pe_at = s.shared_pe ? first * s.channels : at;
-    Rows x = load_rows(s, p, in.pixels, at, rows, tile.x);
+    Pixels x = load_rows(s, p, in.pixels, at, rows, tile.x);
     add_pe(in, p, pe_at, rows, x, tile.y);
-    const float* y = tile.y;
+    const Element* y = tile.y;
     if (s.entries > 0) {
       float inverse_sigma[kTile];
       const int64_t to = row_of(s, strip, first) * s.channels;
-      float* refined = in_place(s, p) ? static_cast<float*>(call.refined) + to : tile.refined;
-      normalise_update(in, p, packed, rows, x, tile, refined, inverse_sigma);
-      scale_and_shift(in, p, packed, rows, refined, refined, in_place(s, p) ? nullptr : call.refined, to);
+      const bool direct = elements_in_place(s, p);
+      Element* refined = direct ? static_cast<Element*>(call.refined) + to : tile.refined;
+      float* normal = sums_for(refined, tile.normal);
+      normalise_update(in, p, packed, rows, x, tile, normal, inverse_sigma);
+      scale_and_shift(in, p, packed, rows, normal, refined, direct ? nullptr : call.refined, to);
       x = {refined, p.channels};
       if (s.rows > 0) {
         add_pe(in, p, pe_at, rows, x, tile.again);
@@ -256,17 +285,17 @@ inline void forward_strip(const PassForward& call, const PassSizes& p, const Pas
       }
     }
     if (s.rows > 0) {
-      attend_tile(s, p, packed, rows, x, y, tile.score, partial);
+      attend_tile(s, p, packed, rows, x, y, tile, partial);
     }
   }
 }
 
 // Adds the gradient of attend with respect to x (and y = x + pe) to output [T, Cp]; the part through y also to `through`.
-inline void attend_tile_backward(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows, Rows x,
-                                 const float* y, const Tile& tile, float* grad_query, float* output, bool first,
+inline void attend_tile_backward(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows, Pixels x,
+                                 const Element* y, const Tile& tile, float* grad_query, float* output, bool first,
                                  float* through) {
-  gemm(rows, p.rows, s.channels, {y, p.channels, 1}, packed.query_t, p.rows, tile.score, p.rows, false);
-  gemm(rows, p.rows, s.channels, {x.data, x.stride, 1}, packed.grad_t, p.rows, tile.score_grad, p.rows, false);
+  product(rows, {y, p.channels}, s.channels, packed.query_t, p.rows, tile.score, false);
+  product(rows, x, s.channels, packed.grad_t, p.rows, tile.score_grad, false);
   for (int64_t n = 0; n < rows; ++n) {
     for (int64_t j = 0; j < p.rows; j += kLanes) {
       const int64_t at = n * p.rows + j;
@@ -275,14 +304,17 @@ inline void attend_tile_backward(const PassShape& s, const PassSizes& p, const P
       store(tile.score_grad + at, weight * (load(tile.score_grad + at) - load(packed.offset + j)));
     }
   }
-  gemm(s.rows, p.channels, rows, {tile.score_grad, 1, p.rows}, y, p.channels, grad_query, p.channels, true);
-  gemm(rows, p.channels, s.rows, {tile.score, p.rows, 1}, packed.grad, p.channels, output, p.channels, !first);
-  const Strided score_grad{tile.score_grad, p.rows, 1};
+  const RowsOf<Factor> along = along_pixels(rows, p.rows, Rows{tile.score_grad, p.rows}, tile.narrow_room);
+  const RowsOf<Factor> y_along = along_pixels(rows, p.channels, Pixels{y, p.channels}, tile.wide_room);
+  product_over_pixels(rows, s.rows, along, y_along, p.channels, grad_query);
+  const Pixels weight = elements(rows, p.rows, tile.score, tile.room);
+  product(rows, weight, s.rows, packed.grad, p.channels, output, !first);
+  const Pixels score_grad = elements(rows, p.rows, tile.score_grad, tile.room);
   if (through == nullptr) {
-    gemm(rows, p.channels, s.rows, score_grad, packed.query, p.channels, output, p.channels, true);
+    product(rows, score_grad, s.rows, packed.query, p.channels, output, true);
     return;
   }
-  gemm(rows, p.channels, s.rows, score_grad, packed.query, p.channels, through, p.channels, false);
+  product(rows, score_grad, s.rows, packed.query, p.channels, through, false);
   for (int64_t i = 0; i < rows * p.channels; i += kLanes) {
     store(output + i, load(output + i) + load(through + i));
   }
@@ -324,19 +356,23 @@ inline void normalise_backward(const PassShape& s, const PassSizes& p, const Pas
 inline void refine_tile_backward(const PassShape& s, const PassSizes& p, const PassPacked& packed, int64_t rows,
                                  const Tile& tile, const PassPartial& partial, float* output, bool first,
                                  float* through) {
-  gemm(p.group_rows, p.channels, rows, {tile.weight, 1, p.groups}, output, p.channels, partial.value, p.channels, true);
-  gemm(rows, p.groups, s.channels, {output, p.channels, 1}, packed.value_t, p.groups, tile.weight_grad, p.groups, false);
+  const Pixels sum_grad = elements(rows, p.channels, output, tile.room);
+  product_over_pixels(rows, p.group_rows, along_pixels(rows, p.groups, Rows{tile.weight, p.groups}, tile.narrow_room),
+                      along_pixels(rows, p.channels, sum_grad, tile.wide_room), p.channels, partial.value);
+  product(rows, sum_grad, s.channels, packed.value_t, p.groups, tile.weight_grad, false);
   if (p.heads % 8 == 0) {
     softmax_entries_backward<8>(s, p, rows, tile.weight, tile.weight_grad, partial.key_bias);
   } else {
     softmax_entries_backward<4>(s, p, rows, tile.weight, tile.weight_grad, partial.key_bias);
   }
-  const float* dz = tile.weight_grad;
-  gemm(p.group_rows, p.channels, rows, {dz, 1, p.groups}, tile.y, p.channels, partial.key, p.channels, true);
+  product_over_pixels(rows, p.group_rows,
+                      along_pixels(rows, p.groups, Rows{tile.weight_grad, p.groups}, tile.narrow_room),
+                      along_pixels(rows, p.channels, Pixels{tile.y, p.channels}, tile.wide_room), p.channels, partial.key);
+  const Pixels score_grad = elements(rows, p.groups, tile.weight_grad, tile.room);
   if (through != nullptr) {
-    gemm(rows, p.channels, p.group_rows, {dz, p.groups, 1}, packed.key, p.channels, through, p.channels, !first);
+    product(rows, score_grad, p.group_rows, packed.key, p.channels, through, !first);
   }
-  gemm(rows, p.channels, p.group_rows, {dz, p.groups, 1}, packed.key, p.channels, output, p.channels, true);
+  product(rows, score_grad, p.group_rows, packed.key, p.channels, output, true);
 }
 
 // sum (+)= row, whose length need not be whole vectors.
@@ -351,14 +387,15 @@ inline void backward_strip(const PassBackward& call, const PassSizes& p, const P
                            float* scratch) {
   const PassInputs& in = call.in;
   const PassShape& s = in.shape;
-  const Tile tile = carve(p, scratch, true);
+  Arena arena{scratch, 0};
+  const Tile tile(p, true, &arena);
   float* through = through_pe != nullptr ? tile.through : nullptr;
   const bool add = strip.dictionary > 0, last = strip.dictionary == s.dictionaries - 1;
   for (int64_t first = strip.begin; first < strip.end; first += kTile) {
     const int64_t rows = strip.end - first < kTile ? strip.end - first : kTile;
     const int64_t at = (strip.image * s.pixels + first) * s.channels;
     const int64_t pe_at = s.shared_pe ? first * s.channels : at;
-    Rows x = load_rows(s, p, in.pixels, at, rows, tile.x);
+    Pixels x = load_rows(s, p, in.pixels, at, rows, tile.x);
     add_pe(in, p, pe_at, rows, x, tile.y);
     float* sum = total == nullptr ? tile.output : total + (first - strip.begin) * p.channels;
     if (in_place(s, p)) {
@@ -398,5 +435,5 @@ inline void backward_strip(const PassBackward& call, const PassSizes& p, const P
 }
 
 inline PassKernels pass_kernels() {
-  return {kLanes, scratch_floats, forward_strip, backward_strip, widen, narrow};
+  return {kLanes, scratch_floats, forward_strip, backward_strip, widen, narrow, pack_factors, round_factors};
 }

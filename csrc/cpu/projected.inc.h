@@ -4,17 +4,6 @@
 // "_t" matrices have the T pixels of a tile as their columns: then scores, softmax over the entries and mixing run over
 // whole vectors of pixels for any number of entries and any depth of a head.
 
-// Hands out the parts of a chunk's scratch memory; without memory it only counts.
-struct Arena {
-  float* memory;
-  int64_t used;
-  float* take(int64_t floats) {
-    float* part = memory == nullptr ? nullptr : memory + used;
-    used += (floats + 15) / 16 * 16;
-    return part;
-  }
-};
-
 // out [D, kTile] = rows [T, stride], zero in the columns beyond T.
 inline void transpose_tile(const ProjectedSizes& p, int64_t rows, const float* matrix, float* out) {
   for (int64_t first = 0; first < p.width; first += kLanes) {

@@ -9,10 +9,12 @@ from d2ls_fast.ops.pixel_dictionary_nce import pixel_dictionary_nce
 from d2ls_fast.ops.ratio_contrast import ratio_contrast
 from d2ls_fast.ops.refine import refine
 from d2ls_fast.ops.refine_attend import refine_attend
+from d2ls_fast.ops.refine_projected import refine_projected
 from d2ls_fast.ops.segmentation_loss import segmentation_loss
 
 __all__ = [
     "attend",
+    "attend_projected",
     "classify",
     "classify_labels",
     "dictionary_step",
@@ -21,9 +23,6 @@ __all__ = [
     "ratio_contrast",
     "refine",
     "refine_attend",
-    "segmentation_loss",
-from d2ls_fast.ops.refine_projected import refine_projected
-
-    "attend_projected",
     "refine_projected",
+    "segmentation_loss",
 ]

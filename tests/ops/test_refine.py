@@ -77,6 +77,7 @@ OPERATORS = {
         (1, 1023, 3, 16, 9, 96, True, 1),
         (2, 300, 8, 2, 16, 1024, True, 1),
         (1, 150, 4, 150, 19, 64, True, 1),
+        (2, 67, 3, 1, 5, 37, True, 1),
         (1, 5000, 16, 19, 40, 64, False, 1),
         (1, 1, 1, 1, 1, 64, True, 2),
         (2, 700, 8, 7, 56, 256, True, 2),
@@ -148,32 +149,34 @@ def test_plain_backward_formulas_have_right_gradients(with_query: bool, shared_p
         torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_extreme_scores_stay_finite() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_extreme_scores_stay_finite(dtype: torch.dtype) -> None:
     tensors = inputs(1, 200, 8, 7, 16, 64)
     tensors["key"] *= 1e4
     tensors["query"] *= 1e4
     for operator in OPERATORS.values():
-        results = run(operator[0], operator[2], tensors, 8, torch.float32)
+        results = run(operator[0], operator[2], tensors, 8, dtype)
         assert all(torch.isfinite(r).all() for r in results)
 
 
-@pytest.mark.parametrize("dictionaries", [1, 2])
-def test_fifty_runs_are_bitwise_equal(dictionaries: int) -> None:
+@pytest.mark.parametrize(("dictionaries", "dtype"), [(1, torch.float32), (2, torch.float32), (2, torch.bfloat16)])
+def test_fifty_runs_are_bitwise_equal(dictionaries: int, dtype: torch.dtype) -> None:
     tensors = inputs(2, 700, 8, 3, 12, 64, dictionaries=dictionaries)
-    first = run(refine_attend, WHOLE, tensors, 8, torch.float32)
+    first = run(refine_attend, WHOLE, tensors, 8, dtype)
     for _ in range(50):
-        again = run(refine_attend, WHOLE, tensors, 8, torch.float32)
+        again = run(refine_attend, WHOLE, tensors, 8, dtype)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_result_does_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_result_does_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
     tensors = inputs(1, 3000, 8, 3, 12, 64, dictionaries=2)
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(run(refine_attend, WHOLE, tensors, 8, torch.float32))
+            results.append(run(refine_attend, WHOLE, tensors, 8, dtype))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
