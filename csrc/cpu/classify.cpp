@@ -1,18 +1,11 @@
 #include "cpu/classify_host.h"
 
+#include "cpu/kernels.h"
+
 namespace d2ls {
 namespace {
 
-const ClassifyKernels& kernels() {
-  static const ClassifyKernels chosen = [] {
-#if defined(__x86_64__)
-    if (isa() == Isa::avx512) return classify_kernels_avx512();
-    if (isa() == Isa::avx2) return classify_kernels_avx2();
-#endif
-    return classify_kernels_portable();
-  }();
-  return chosen;
-}
+const ClassifyKernels& kernels() { return chosen_kernels().classify; }
 
 }  // namespace
 

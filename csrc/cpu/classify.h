@@ -81,8 +81,4 @@ struct ClassifyKernels {
                    float* scratch);
 };
 
-ClassifyKernels classify_kernels_portable();
-ClassifyKernels classify_kernels_avx2();
-ClassifyKernels classify_kernels_avx512();
-
 }  // namespace d2ls

@@ -1,5 +1,5 @@
 // The CPU kernels that multiply bfloat16 as it is, for x86 with AVX-512 and AVX512-BF16.
-#include "cpu/pass.h"
+#include "cpu/kernels.h"
 
 #if defined(D2LS_HAVE_AVX512_BF16)
 #include <immintrin.h>

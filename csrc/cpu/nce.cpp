@@ -4,19 +4,12 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/kernels.h"
+
 namespace d2ls {
 namespace {
 
-const NceKernels& kernels() {
-  static const NceKernels chosen = [] {
-#if defined(__x86_64__)
-    if (isa() == Isa::avx512) return nce_kernels_avx512();
-    if (isa() == Isa::avx2) return nce_kernels_avx2();
-#endif
-    return nce_kernels_portable();
-  }();
-  return chosen;
-}
+const NceKernels& kernels() { return chosen_kernels().nce; }
 
 // The entries of every image, transposed and padded, once a call.
 class Entries {

@@ -83,8 +83,4 @@ struct NceKernels {
   void (*backward)(const NceBackward& call, const NcePacked& packed, Chunk chunk, float* grad_entries, float* scratch);
 };
 
-NceKernels nce_kernels_portable();
-NceKernels nce_kernels_avx2();
-NceKernels nce_kernels_avx512();
-
 }  // namespace d2ls

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/kernels.h"
+
 namespace d2ls {
 namespace {
 
@@ -11,21 +13,7 @@ namespace {
 // that the matrices of a dictionary, which fill the rest of it, are not exchanged for another's with every tile.
 constexpr int64_t kStrip = 256;
 
-PassKernels kernels_of(Isa isa) {
-#if defined(D2LS_HAVE_AVX512_BF16)
-  if (isa == Isa::avx512_bf16) return pass_kernels_avx512_bf16();
-#endif
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return pass_kernels_avx512();
-  if (isa == Isa::avx2) return pass_kernels_avx2();
-#endif
-  return pass_kernels_portable();
-}
-
-const PassKernels& kernels(Dtype dtype) {
-  static const PassKernels wide = kernels_of(isa()), bf16 = kernels_of(isa_for_bf16());
-  return dtype == Dtype::bf16 ? bf16 : wide;
-}
+const PassKernels& kernels(Dtype dtype) { return chosen_pass(dtype); }
 
 PassSizes sizes_of(const PassShape& s) {
   const int64_t lanes = kernels(s.dtype).lanes;

@@ -142,9 +142,4 @@ struct PassKernels {
   void (*round)(float* values, int64_t count);
 };
 
-PassKernels pass_kernels_portable();
-PassKernels pass_kernels_avx2();
-PassKernels pass_kernels_avx512();
-PassKernels pass_kernels_avx512_bf16();  // bfloat16 only
-
 }  // namespace d2ls

@@ -4,19 +4,12 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/kernels.h"
+
 namespace d2ls {
 namespace {
 
-const ProjectedKernels& kernels() {
-  static const ProjectedKernels chosen = [] {
-#if defined(__x86_64__)
-    if (isa() == Isa::avx512) return projected_kernels_avx512();
-    if (isa() == Isa::avx2) return projected_kernels_avx2();
-#endif
-    return projected_kernels_portable();
-  }();
-  return chosen;
-}
+const ProjectedKernels& kernels() { return chosen_kernels().projected; }
 
 ProjectedSizes sizes_of(const PassShape& s, int64_t width, int64_t groups, bool backward) {
   const int64_t lanes = kernels().lanes;

@@ -154,8 +154,4 @@ struct ProjectedKernels {
   void (*narrow)(Dtype dtype, const float* src, void* dst, int64_t offset, int64_t count);
 };
 
-ProjectedKernels projected_kernels_portable();
-ProjectedKernels projected_kernels_avx2();
-ProjectedKernels projected_kernels_avx512();
-
 }  // namespace d2ls

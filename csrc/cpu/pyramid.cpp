@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "cpu/kernels.h"
 #include "cpu/pyramid_taps.h"
 
 namespace d2ls {
@@ -14,16 +15,7 @@ constexpr int64_t kTaskChannels = 128;
 // Fine pixels that a band of the gather should span: its rows then stay in the second-level cache.
 constexpr int64_t kBandPixels = 2048;
 
-const PyramidKernels& kernels() {
-  static const PyramidKernels chosen = [] {
-#if defined(__x86_64__)
-    if (isa() >= Isa::avx512) return pyramid_kernels_avx512();
-    if (isa() == Isa::avx2) return pyramid_kernels_avx2();
-#endif
-    return pyramid_kernels_portable();
-  }();
-  return chosen;
-}
+const PyramidKernels& kernels() { return chosen_kernels().pyramid; }
 
 PyramidShape shape_of(const PyramidInputs& in) {
   const PyramidLevel& finest = in.levels.front();

@@ -123,10 +123,6 @@ struct PyramidKernels {
   void (*narrow)(Dtype dtype, const float* src, void* dst, int64_t offset, int64_t count);
 };
 
-PyramidKernels pyramid_kernels_portable();
-PyramidKernels pyramid_kernels_avx2();
-PyramidKernels pyramid_kernels_avx512();
-
 // Fine rows that the band-th of bands shares of the coarse rows reach into.
 struct PyramidRows {
   int64_t begin;

@@ -3,20 +3,12 @@
 #include <vector>
 
 #include "cpu/classify_host.h"
+#include "cpu/kernels.h"
 
 namespace d2ls {
 namespace {
 
-const SegmentationKernels& kernels() {
-  static const SegmentationKernels chosen = [] {
-#if defined(__x86_64__)
-    if (isa() == Isa::avx512) return segmentation_kernels_avx512();
-    if (isa() == Isa::avx2) return segmentation_kernels_avx2();
-#endif
-    return segmentation_kernels_portable();
-  }();
-  return chosen;
-}
+const SegmentationKernels& kernels() { return chosen_kernels().segmentation; }
 
 // The class weights, ones where none are given.
 std::vector<float> weights_of(const SegmentationInputs& call) {

@@ -79,8 +79,4 @@ struct SegmentationKernels {
                    const ClassifyPartial& partial, void* grad_pixels, float* scratch);
 };
 
-SegmentationKernels segmentation_kernels_portable();
-SegmentationKernels segmentation_kernels_avx2();
-SegmentationKernels segmentation_kernels_avx512();
-
 }  // namespace d2ls

@@ -3,19 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpu/kernels.h"
+
 namespace d2ls {
 namespace {
 
-const StepKernels& kernels() {
-  static const StepKernels chosen = [] {
-#if defined(__x86_64__)
-    if (isa() == Isa::avx512) return step_kernels_avx512();
-    if (isa() == Isa::avx2) return step_kernels_avx2();
-#endif
-    return step_kernels_portable();
-  }();
-  return chosen;
-}
+const StepKernels& kernels() { return chosen_kernels().step; }
 
 class Doubles {
  public:

@@ -125,10 +125,6 @@ struct StepKernels {
   void (*unmix)(const StepBackward& call, StepState state, int64_t head, double* scratch);
 };
 
-StepKernels step_kernels_portable();
-StepKernels step_kernels_avx2();
-StepKernels step_kernels_avx512();
-
 constexpr int64_t kStepBlock = 48;  // rows of a task that is parallel over heads too, and of one trip of the others
 constexpr int64_t kStepFew = 8;     // rows of a task that is parallel over rows only
 
