@@ -41,10 +41,11 @@ inline bool labels_tile(const SegmentationInputs& call, int64_t batch, int64_t f
     float* row = rows + r * kRow;
     int64_t strangers = 0;
     for (int64_t i = 0; i < inside; ++i) {
-      const bool is_class = from[i] != call.ignore_index && static_cast<uint64_t>(from[i]) < static_cast<uint64_t>(call.in.classes);
-      labelled += is_class;
-      strangers += !is_class & (from[i] != call.ignore_index);
-      row[i] = is_class ? static_cast<float>(from[i]) : kUnlabelled;
+      const bool counts = from[i] != call.ignore_index;
+      const bool is_class = static_cast<uint64_t>(from[i]) < static_cast<uint64_t>(call.in.classes);
+      labelled += counts & is_class;
+      strangers += counts & !is_class;
+      row[i] = counts & is_class ? static_cast<float>(from[i]) : kUnlabelled;
     }
     for (int64_t i = inside; i < 4 * run.count; ++i) {
       row[i] = kUnlabelled;

@@ -252,8 +252,10 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             results.append(run(tensors, torch.float32, target, (19, 23)))
     finally:
         torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    tolerance = 0.0 if KERNEL == "cpu" else 1e-5  # PyTorch's own sums do depend on it
+    for first, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
