@@ -56,7 +56,7 @@ def nce_rows(
     j = tl.arange(0, BLOCK_J)
     n_left = num_pixels - n0
     first = batch * num_pixels + n0
-    label, _ = _labels(target + first, n, n_left, ignore_index, num_entries // prototypes)
+    label, _used = _labels(target + first, n, n_left, ignore_index, num_entries // prototypes)
 
     top = tl.full([BLOCK_N], LOWEST, dtype=tl.float32)
     own_top = tl.full([BLOCK_N], LOWEST, dtype=tl.float32)
@@ -140,7 +140,7 @@ def nce_columns(
     for n0 in range(begin, tl.minimum(begin + tiles_per_chunk * BLOCK_N, num_pixels), BLOCK_N):
         first = batch * num_pixels + n0
         n_left = num_pixels - n0
-        _, used = _labels(target + first, n, n_left, ignore_index, num_entries // prototypes)
+        _label, used = _labels(target + first, n, n_left, ignore_index, num_entries // prototypes)
         scores, _ = _scores(
             pixels + first * C, dictionary + (batch * num_entries + j0) * C, n, n_left, j, j_left,
             C, BLOCK_J, BLOCK_N, BLOCK_C, PRECISION,

@@ -169,8 +169,8 @@ NCE = {
     ("nce_columns", "ieee"): TileConfig(32, 32, 64, 8, 2),
     ("nce_grad_pixels", "tf32"): TileConfig(64, 32, 32, 8, 2),
     ("nce_grad_pixels", "ieee"): TileConfig(32, 32, 32, 8, 1),
-    ("nce_grad_entries", "tf32"): TileConfig(32, 32, 128, 8, 2),
-    ("nce_grad_entries", "ieee"): TileConfig(32, 32, 32, 8, 1),
+    ("nce_grad_entries", "tf32"): TileConfig(32, 32, 64, 8, 1),
+    ("nce_grad_entries", "ieee"): TileConfig(16, 32, 32, 8, 1),
 }
 
 ARCHITECTURES = {
