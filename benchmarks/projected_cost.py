@@ -1,7 +1,7 @@
 """Measure both forms of the interaction over many sizes and fit the constants of ``d2ls_fast/nn/cost.py``.
 
 Times attend and refine against attend_projected and refine_projected (forward, and forward + backward; float32 on the
-CPU), fits the model's overheads by least squares of the relative error, and shows for every size how many times longer
+CPU), fits the model's constants by least squares of the relative error, and shows for every size how many times longer
 the model's choice takes than the better form. Writes ``benchmarks/results/projected_cost.md`` and ``.json``.
 
     python benchmarks/projected_cost.py [--output FOLDER]
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from d2ls_fast.benchmarks.machine import describe
 from d2ls_fast.files import replacing
-from d2ls_fast.nn.cost import projecting_pays
+from d2ls_fast.nn.cost import costs, projecting_pays
 from d2ls_fast.ops import attend, attend_projected, refine, refine_projected
 
 PIXELS = 4096
@@ -75,7 +75,7 @@ def measure(c: int, d: int, heads: int, k: int, repeats: int = 3) -> Row:
         arguments = () if operator is attend else (heads,)
         times.append(_times(lambda *t, f=operator, a=arguments: f(*t, *a), tensors, repeats))
     (ff, fb), (pf, pb) = ([sum(parts) for parts in zip(*both, strict=True)] for both in (times[:2], times[2:]))
-    pays = projecting_pays(c, d, heads, k, "cpu")
+    pays = projecting_pays(c, d, heads, k, costs("cpu", torch.float32))
     loss = (pb if pays else fb) / min(fb, pb)
     return Row(c, d, heads, k, ff, pf, fb, pb, "projected" if pays else "folded", loss)
 
@@ -106,7 +106,7 @@ def _times(function: Callable[..., Any], inputs: list[Tensor], repeats: int) -> 
 
 
 def fit(rows: list[Row], direction: str) -> dict[str, float]:
-    """The overheads in multiply-adds, and the time of a multiply-add (both directions, one pixel) in picoseconds."""
+    """The constants in multiply-adds, and the time of a multiply-add (both directions, one pixel) in picoseconds."""
     equations, times = [], []
     for row in rows:
         c, d, j, k = row.channels, row.width, row.heads * row.entries, row.entries
@@ -122,7 +122,7 @@ def fit(rows: list[Row], direction: str) -> dict[str, float]:
 
 def markdown(machine: dict[str, object], fits: dict[str, dict[str, float]], rows: list[Row]) -> str:
     lines = [f"{key}: {value}  " for key, value in machine.items()]
-    lines += ["", f"Both directions, {PIXELS} pixels, milliseconds. Overheads that fit best, in multiply-adds:", ""]
+    lines += ["", f"Both directions, {PIXELS} pixels, milliseconds. Constants that fit best, in multiply-adds:", ""]
     for name, constants in fits.items():
         lines.append(f"- {name}: " + ", ".join(f"{key} {value:.0f}" for key, value in constants.items()))
     header = ("C", "D", "H", "K", "folded", "projected", "folded f+b", "projected f+b", "chosen", "against the better")

@@ -19,7 +19,7 @@ from d2ls_fast.benchmarks.cases.common import (
     with_backward,
 )
 from d2ls_fast.benchmarks.harness import Case, Variant
-from d2ls_fast.nn.cost import projecting_pays
+from d2ls_fast.nn.cost import costs, projecting_pays
 from d2ls_fast.nn.interaction import AlternatingCrossAttention, Form
 
 
@@ -45,7 +45,7 @@ def cases(sizes: Sizes) -> list[Case]:
 
     folded, projected, precise = with_form("folded"), with_form("projected"), copy.deepcopy(module).double()
     wide = [pixels.double(), dictionary.double()]
-    chosen = projecting_pays(EMBED, EMBED // 2, HEADS, sizes.num_classes, sizes.device)
+    chosen = projecting_pays(EMBED, EMBED // 2, HEADS, sizes.num_classes, costs(sizes.device, sizes.dtype))
     setting = f"{sizes}, chosen: {'projected' if chosen else 'folded'}"
     result = []
     for suffix, mode in (("forward", forward), ("forward + backward", with_backward)):

@@ -9,8 +9,9 @@ import torch
 from accuracy import assert_accurate
 from torch import Tensor
 
+from d2ls_fast import _extension
 from d2ls_fast.backends import backend
-from d2ls_fast.nn.cost import projecting_pays
+from d2ls_fast.nn.cost import costs, projecting_pays
 from d2ls_fast.nn.interaction import AlternatingCrossAttention
 
 
@@ -98,16 +99,23 @@ def test_autocast_keeps_each_stream_in_its_precision() -> None:
 
 def test_few_entries_are_folded_and_many_projected(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = AlternatingCrossAttention(256, 8, 1)
-    projected: list[int] = []
-    monkeypatch.setattr(layer, "_run_projected", lambda pixels, pe, d: projected.append(d.shape[1]))
+    run_projected, projected = layer._run_projected, []
+
+    def recorded(pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Any:
+        projected.append(dictionary.shape[1])
+        return run_projected(pixels, pixel_pe, dictionary)
+
+    monkeypatch.setattr(layer, "_run_projected", recorded)
     for k in (1, 7, 16, 32, 64, 150):
         layer.run(*inputs(k, batch=1, n=20, c=256, dtype=torch.float32))
     assert projected == [32, 64, 150]
 
 
-def test_cost_model_moves_with_the_sizes() -> None:
-    def crossover(channels: int = 256, width: int = 128, heads: int = 8, device: str = "cpu") -> int:
-        pays = [projecting_pays(channels, width, heads, k, device) for k in range(1, 400)]
+def test_cost_model_moves_with_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crossover(
+        channels: int = 256, width: int = 128, heads: int = 8, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> int:
+        pays = [projecting_pays(channels, width, heads, k, costs(device, dtype)) for k in range(1, 400)]
         assert pays == sorted(pays), "once it pays, it pays for any more entries"
         return pays.index(True) + 1
 
@@ -116,6 +124,11 @@ def test_cost_model_moves_with_the_sizes() -> None:
     assert crossover(width=64) < crossover() < crossover(width=256)
     assert crossover(64, 32) < crossover() < crossover(1024, 512)
     assert 32 < crossover(device="cuda") < 150
+    monkeypatch.setattr(_extension, "BF16_PRODUCTS", False)
+    assert crossover(dtype=torch.bfloat16) == crossover()
+    monkeypatch.setattr(_extension, "BF16_PRODUCTS", True)
+    assert 34 <= crossover(dtype=torch.bfloat16) <= 40
+    assert crossover(dtype=torch.float16) == crossover()
 
 
 def test_compiles_whole_in_both_forms() -> None:
