@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2ls_fast.backends import backend, backends
 from d2ls_fast.ops import classify, classify_labels
-from d2ls_fast.ops.classify import classify_definition, plain_backward
+from d2ls_fast.ops._classify import classify_definition, plain_backward
 
 KERNEL = "cpu" if backends()["cpu"] == "available" else "torch"
 NAMES = ["pixels", "norm_weight", "norm_bias", "hyper"]
