@@ -26,7 +26,8 @@ def classify_definition(
     eps: float,
 ) -> Tensor:
     """The operator in plain PyTorch, pixels as ``[B, h, w, C]``: norm and activations in their dtype, scores wide."""
-    return _to_image(_reduced(_scores(image, norm_weight, norm_bias, hyper, eps), prototypes, reduction))
+    scores = _reduced(_scores(image, norm_weight, norm_bias, hyper, eps), prototypes, reduction)
+    return _to_image(scores, *image.shape[1:3])
 
 
 def classify_labels_definition(
@@ -49,7 +50,7 @@ def classify_labels_definition(
         for first in range(0, height, rows):
             band = image[b : b + 1, first : first + rows]
             scores = _scores(band, norm_weight, norm_bias, hyper[b : b + 1], eps)
-            logits = _to_image(_reduced(scores, prototypes, reduction))[0]
+            logits = _to_image(_reduced(scores, prototypes, reduction), *band.shape[1:3])[0]
             here = (b, slice(4 * first, 4 * (first + rows)))
             best = logits.argmax(0)
             labels[here] = best.to(labels.dtype)
@@ -69,17 +70,17 @@ def empty_labels(image: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _scores(image: Tensor, norm_weight: Tensor, norm_bias: Tensor, hyper: Tensor, eps: float) -> Tensor:
-    """``[B, h, w, C]`` -> ``[B, h, w, 4, 4, K * P]``: the outer 2 x 2 block (first shuffle), then the inner one.
+    """``[B, h, w, C]`` -> ``[B, N, 4, 4, K * P]``: the outer 2 x 2 block (first shuffle), then the inner one.
 
     PixelShuffle splits channel ``c * 4 + i * 2 + j`` into channel c of sub-pixel (i, j). Both shuffles stay inside
     a stride-4 pixel, so they are only views of its channels and no image-shaped tensor is formed.
     """
-    outer = _split(image).to(norm_weight.dtype)
+    outer = _split(image.flatten(1, 2)).to(norm_weight.dtype)
     outer = F.layer_norm(outer, outer.shape[-1:], norm_weight, norm_bias, eps).to(image.dtype)
-    features = F.gelu(_split(F.gelu(outer)))  # [B, h, w, 4, 4, C/16]
+    features = F.gelu(_split(F.gelu(outer)))  # [B, N, 4, 4, C/16]
     with torch.autocast(image.device.type, enabled=False):
-        scores = features.to(hyper.dtype).flatten(1, 4) @ hyper.transpose(-1, -2)
-    return scores.unflatten(1, features.shape[1:5])
+        scores = features.to(hyper.dtype).flatten(1, 3) @ hyper.transpose(-1, -2)
+    return scores.unflatten(1, (-1, 4, 4))
 
 
 def _split(values: Tensor) -> Tensor:
@@ -96,18 +97,18 @@ def _reduced(scores: Tensor, prototypes: int, reduction: str) -> Tensor:
     return by_class.amax(-1) if reduction == "max" else by_class.mean(-1)
 
 
-def _to_image(scores: Tensor) -> Tensor:
-    """``[B, h, w, 4, 4, K]`` -> ``[B, K, 4h, 4w]``; row = 4 y + 2 (outer i) + (inner i), columns likewise."""
-    b, h, w, _, _, k = scores.shape
-    blocks = scores.unflatten(4, (2, 2)).unflatten(3, (2, 2))  # [B, h, w, i1, j1, i2, j2, K]
-    # One reshape: torch.compile takes minutes over the symbolic shapes of several.
+def _to_image(scores: Tensor, h: int, w: int) -> Tensor:
+    """``[B, h * w, 4, 4, K]`` -> ``[B, K, 4h, 4w]``; row = 4 y + 2 (outer i) + (inner i), columns likewise."""
+    b, k = scores.shape[0], scores.shape[-1]
+    blocks = scores.reshape(b, h, w, 2, 2, 2, 2, k)  # i1, j1, i2, j2
     return blocks.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(b, k, 4 * h, 4 * w)
 
 
 def _from_image(image: Tensor) -> Tensor:
     """The way back from :func:`_to_image`."""
-    blocks = image.unflatten(3, (-1, 2, 2)).unflatten(2, (-1, 2, 2))  # [B, K, h, i1, i2, w, j1, j2]
-    return blocks.permute(0, 2, 5, 3, 6, 4, 7, 1).flatten(5, 6).flatten(3, 4)
+    b, k, height, width = image.shape
+    blocks = image.reshape(b, k, height // 4, 2, 2, width // 4, 2, 2)  # i1, i2, then j1, j2
+    return blocks.permute(0, 2, 5, 3, 6, 4, 7, 1).reshape(b, -1, 4, 4, k)
 
 
 def plain_backward(
@@ -121,14 +122,14 @@ def plain_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The backward formulas in PyTorch, for machines without the compiled extension; recomputes the forward."""
-    x = _split(image).to(norm_weight.dtype)
+    x = _split(image.flatten(1, 2)).to(norm_weight.dtype)
     outer, mean, inverse_sigma = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     inner = _split(F.gelu(outer))
     features = F.gelu(inner)
     grad = _from_image(grad_logits)
     if prototypes > 1:
         grad = grad.unsqueeze(-1)
-        scores = (features.flatten(1, 4) @ hyper.transpose(-1, -2)).unflatten(1, features.shape[1:5])
+        scores = (features.flatten(1, 3) @ hyper.transpose(-1, -2)).unflatten(1, (-1, 4, 4))
         by_class = scores.unflatten(-1, (-1, prototypes))
         if reduction == "logsumexp":
             grad = grad * by_class.softmax(-1)
@@ -138,11 +139,11 @@ def plain_backward(
         else:
             grad = grad.expand_as(by_class) / prototypes
         grad = grad.flatten(-2)
-    grad = grad.flatten(1, 4)
-    grad_hyper = grad.transpose(-1, -2) @ features.flatten(1, 4)
-    grad = torch.ops.aten.gelu_backward((grad @ hyper).unflatten(1, features.shape[1:5]), inner)
+    grad = grad.flatten(1, 3)
+    grad_hyper = grad.transpose(-1, -2) @ features.flatten(1, 3)
+    grad = torch.ops.aten.gelu_backward((grad @ hyper).unflatten(1, (-1, 4, 4)), inner)
     grad = torch.ops.aten.gelu_backward(grad.transpose(-1, -2).flatten(-2), outer)
     grad, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
         grad, x, x.shape[-1:], mean, inverse_sigma, norm_weight, norm_bias, [True, True, True]
     )
-    return grad.transpose(-1, -2).flatten(-2).to(image.dtype), grad_weight, grad_bias, grad_hyper
+    return grad.transpose(-1, -2).reshape(image.shape).to(image.dtype), grad_weight, grad_bias, grad_hyper

@@ -191,11 +191,14 @@ def test_opcheck(dictionaries: int) -> None:
     torch.library.opcheck(torch.ops.d2ls_fast.refine_attend.default, (*leaves, 4, 1e-5))
 
 
-@pytest.mark.parametrize(("name", "dictionaries"), [("torch", 1), (KERNEL, 1), (KERNEL, 2)])
-def test_compiles_whole(name: str, dictionaries: int) -> None:
+# aot_eager traces forward and backward as inductor would, without spending its compile time.
+@pytest.mark.parametrize(
+    ("name", "dictionaries", "compiler"), [("torch", 1, "aot_eager"), (KERNEL, 1, "inductor"), (KERNEL, 2, "aot_eager")]
+)
+def test_compiles_whole(name: str, dictionaries: int, compiler: str) -> None:
     torch._dynamo.reset()
     with backend(name):
-        compiled = torch.compile(refine_attend, fullgraph=True, dynamic=True)
+        compiled = torch.compile(refine_attend, fullgraph=True, dynamic=True, backend=compiler)
         for n in (60, 113):
             tensors = inputs(2, n, 8, 3, 12, 64, dictionaries=dictionaries)
             results = run(compiled, WHOLE, tensors, 8, torch.float32)
