@@ -13,10 +13,11 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.ops._classify import classify_definition
+from d2ls_fast.ops._classify import plain_backward as classify_plain_backward
 from d2ls_fast.ops._library import LIBRARY, define
 from d2ls_fast.ops._segmentation import Compat, cross_entropy_sum, dice_sums, mean_cross_entropy, mean_dice
-from d2ls_fast.ops.classify import PrototypeReduction, check_classify, classify_definition
-from d2ls_fast.ops.classify import plain_backward as classify_plain_backward
+from d2ls_fast.ops.classify import PrototypeReduction, check_classify
 from d2ls_fast.ops.refine import as_vectors
 
 
