@@ -1,7 +1,7 @@
 """Tile sizes the Triton kernels ship with, as data: one table per architecture and a safe one for all others.
 
 Nothing is tuned at first use. The sizes are those that compile ahead of time within the architecture's shared memory
-and, for 16-bit inputs at C = 256, without register spills (``benchmarks/triton_resources.py`` checks every entry).
+and, for 16-bit inputs at C = 256, without register spills (``benchmarks/triton_resources`` compiles every entry).
 The fused passes of refine_attend have entries only where they do not spill.
 """
 
