@@ -197,7 +197,7 @@ ARCHITECTURES = {
             ("grad_query", "half"): TileConfig(32, 256, 256, 4, 2),
         },
         refine={**_REFINE_LARGE, ("refine_grad_pixels", "half"): RefineTile(64, 16, 8, 1)},
-        classify=_CLASSIFY,
+        classify={**_CLASSIFY, ("classify_grad_hyper", "tf32"): ClassifyTile(8, 16, 4, 2)},
         divided={"refine_grad_rows": RefineTile(16, 32, 8, 1), "refine_grad_pixels": RefineTile(64, 16, 8, 2)},
     ),
     "sm_100": Architecture(

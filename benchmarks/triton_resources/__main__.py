@@ -14,10 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-import triton
-
 from d2ls_fast.benchmarks.triton_resources import table
-from d2ls_fast.benchmarks.triton_resources.renew import renewed, standing
+from d2ls_fast.benchmarks.triton_resources.renew import assembled, compiled_beside, standing
 
 
 def main() -> int:
@@ -27,17 +25,15 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     arguments = parser.parse_args()
     kept = {} if arguments.all else standing(arguments.output)
-    configurations = table.configurations()
-    missing = [i for i, configuration in enumerate(configurations) if configuration.identity not in kept]
-    rows = kept | {row.identity: row for row in renewed(missing, arguments.jobs)}
-    result = table.Table(triton.__version__, tuple(rows[configuration.identity] for configuration in configurations))
+    fresh = compiled_beside(kept, arguments.jobs)
+    result = assembled(kept | fresh)
     table.save(result, arguments.output)
     problems = [row for row in result.rows if row.problem]
     for row in problems:
         label = "MUST NOT SHIP" if row.must_not_ship else "slow"
         print(f"{label}: {' '.join(str(part) for part in row.identity)}: {row.problem}", file=sys.stderr)
     print(
-        f"{len(rows)} configurations, {len(missing)} compiled, {len(problems)} with problems: "
+        f"{len(result.rows)} configurations, {len(fresh)} binaries compiled, {len(problems)} with problems: "
         f"{arguments.output / (table.NAME + '.md')}"
     )
     return 1 if any(row.must_not_ship for row in problems) else 0

@@ -1,4 +1,7 @@
-"""The kernels of classify and segmentation_loss, bfloat16 pixels and 7 classes; ``kind`` is that of the products."""
+"""The kernels of classify and segmentation_loss, bfloat16 pixels and 7 classes; ``kind`` is that of the products.
+
+Hot with one prototype a class, as in the published model.
+"""
 
 from __future__ import annotations
 
@@ -52,4 +55,4 @@ def _configuration(architecture: str, kernel: str, kind: str, prototypes: int, o
         parts.append("one block" if one_block else "blocks")
     block = block_name(sizes["BLOCK_K"] * sizes["PADDED"], sizes["BLOCK_N"], 16 * sizes["U"])
     identity = Identity(architecture, kernel, kind, CHANNELS, ", ".join(parts), block, tile.num_warps, tile.num_stages)
-    return configured(FUNCTIONS[kernel], identity, constants, TYPES, hot=True)
+    return configured(FUNCTIONS[kernel], identity, constants, TYPES, hot=prototypes == 1)

@@ -64,8 +64,10 @@ class Configuration:
 
     @property
     def digest(self) -> str:
-        """Of everything that is compiled."""
-        return digest(self.function, [*sorted(self.signature.items()), *sorted(self.constants.items()), self.identity])
+        """Of everything that makes the binary: configurations of the same digest share one."""
+        target, launch = TARGETS[self.identity.architecture], (self.identity.num_warps, self.identity.num_stages)
+        compiled_for = [target.backend, target.arch, *launch]
+        return digest(self.function, [*compiled_for, *sorted(self.signature.items()), *sorted(self.constants.items())])
 
 
 @dataclass(frozen=True)

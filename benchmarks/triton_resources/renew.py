@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import triton
 
-from d2ls_fast.benchmarks.triton_resources.compile import Identity, Resources, compiled
-from d2ls_fast.benchmarks.triton_resources.table import configurations, load
+from d2ls_fast.benchmarks.triton_resources.compile import Resources, compiled
+from d2ls_fast.benchmarks.triton_resources.table import Table, configurations, load
 
 
-def standing(folder: Path) -> dict[Identity, Resources]:
-    """The rows on file that need no new compilation: of the same Triton and digest."""
+def standing(folder: Path) -> dict[str, Resources]:
+    """By digest: the rows on file, where they are of this Triton."""
     try:
         table = load(folder)
     except FileNotFoundError:
         return {}
-    if table.triton != triton.__version__:
-        return {}
-    wanted = {configuration.identity: configuration.digest for configuration in configurations()}
-    return {row.identity: row for row in table.rows if wanted.get(row.identity) == row.digest}
+    return {row.digest: row for row in table.rows} if table.triton == triton.__version__ else {}
 
 
-def renewed(wanted: Sequence[int], jobs: int) -> list[Resources]:
-    """The resources of the configurations of these numbers."""
-    rows: list[Resources] = []
+def compiled_beside(kept: Mapping[str, Resources], jobs: int) -> dict[str, Resources]:
+    """By digest: one compilation for each that the configurations have and ``kept`` lacks."""
+    numbers = {c.digest: i for i, c in enumerate(configurations()) if c.digest not in kept}
+    rows: dict[str, Resources] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=max(1, min(jobs, len(wanted))), mp_context=context) as pool:
-        for row in pool.map(_compile, wanted):
-            rows.append(row)
-            print(f"{len(rows)}/{len(wanted)} {' '.join(str(part) for part in row.identity)} {row.problem}", flush=True)
+    with ProcessPoolExecutor(max_workers=max(1, min(jobs, len(numbers))), mp_context=context) as pool:
+        for row in pool.map(_compile, numbers.values()):
+            rows[row.digest] = row
+            name = " ".join(str(part) for part in row.identity)
+            print(f"{len(rows)}/{len(numbers)} {name} {row.problem}", flush=True)
     return rows
+
+
+def assembled(rows: Mapping[str, Resources]) -> Table:
+    """The table, from the resources of every digest."""
+    return Table(
+        triton.__version__,
+        tuple(replace(rows[c.digest], identity=c.identity, hot=c.hot) for c in configurations()),
+    )
 
 
 def _compile(number: int) -> Resources:
