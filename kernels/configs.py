@@ -216,7 +216,7 @@ ARCHITECTURES = {
             ("refine_grad_total", "half"): RefineTile(64, 32, 8, 1),
             ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 1),
         },
-        classify=_CLASSIFY,
+        classify={**_CLASSIFY, ("classify_grad_pixels", "tf32"): ClassifyTile(8, 16, 8, 2)},
         divided={"refine": RefineTile(64, 32, 8, 1)},
     ),
     "gfx942": Architecture(
