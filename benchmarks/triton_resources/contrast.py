@@ -1,4 +1,4 @@
-"""The kernels of the contrastive losses, for 64 entries (one block) and, where that is compiled apart, for 256."""
+"""The kernels of the contrastive losses, for 64 entries (one block, hot) and, where that is compiled apart, for 256."""
 
 from __future__ import annotations
 
@@ -60,4 +60,4 @@ def _nce_configuration(architecture: str, kernel: str, kind: str, rows: int) -> 
     )
     pixels = "*" + element(kind)
     types = {"pixels": pixels, "grad_pixels": pixels, "target": "*i64"}
-    return configured(NCE_FUNCTIONS[kernel], identity, constants, types, hot=kind == "half")
+    return configured(NCE_FUNCTIONS[kernel], identity, constants, types, hot=kind == "half" and one_block)
