@@ -1,5 +1,6 @@
 # make demo   train on the carried sample, evaluate, map a real scene: pictures and figures under demo/
 # make test   lint, type check and all tests
+# make resources   compile every Triton configuration that changed, for every GPU, and renew the table of what it takes
 # make sanitize   the C++ kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (g++ on Linux)
 # make other-torch TORCH=2.13.0   the built extension, not rebuilt, under another torch
 # Both build .venv/ first; they need Python 3.11 or newer, a C++ compiler and the package registry.
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench sanitize other-torch clean
+.PHONY: demo test lint format bench resources sanitize other-torch clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -30,6 +31,10 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/d2ls-fast bench operator --output benchmarks/results/cpu-operator
 	$(BIN)/d2ls-fast bench head --output benchmarks/results/cpu-head
+
+# Needs no GPU. Fails where a configuration does not fit or a hot one spills.
+resources: $(READY)
+	$(BIN)/python -m d2ls_fast.benchmarks.triton_resources
 
 # A build of its own, tried with every instruction set this processor has. What is compiled by torch or run by Triton is
 # not ours to sanitize; leaks are Python's. Python itself is not instrumented, so the runtime comes first by LD_PRELOAD.
