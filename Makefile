@@ -16,8 +16,9 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
+# Files side by side in several processes, whose threads must not spin while they wait for each other's cores.
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

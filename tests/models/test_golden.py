@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def many_pixels_a_tile() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def tiles() -> Iterator[None]:
-    with many_pixels_a_tile():
+    with many_pixels_a_tile() if INTERPRETED else nullcontext():
         yield
 
 
