@@ -18,7 +18,6 @@ from torch import Tensor
 
 from d2ls_fast.benchmarks.memory import peak_extra
 
-
 BASELINE_MARGIN = 4
 """How far above the tolerance the unfused baseline's own rounding may lie: bfloat16 gradients do."""
 
