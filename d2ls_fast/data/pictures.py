@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from d2ls_fast.data.palettes import colourise
 
@@ -50,3 +51,14 @@ def overlay(rgb: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence
     tinted = (0.55 * rgb + 0.45 * colourise(labels, palette)).round().astype(np.uint8)
     known = labels < len(palette)
     return np.where(known[..., None], tinted, rgb)
+
+
+def thumbnail(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """``picture`` with at most ``side`` pixels a side: RGB ``[h, w, 3]`` averaged, labels ``[h, w]`` nearest pixels."""
+    height, width = picture.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return picture
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    method = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(picture).resize(size, method))

@@ -20,9 +20,10 @@ from d2ls_fast.training.metrics import Scores
 from d2ls_fast.training.outputs import BEST_MODEL, LAST_MODEL, LAST_STATE, ValidateAndSave
 from d2ls_fast.training.progress import TrainingProgress
 from d2ls_fast.training.report import score_table, scores_to_json, versions
+from d2ls_fast.training.reports import write_run_page
 from d2ls_fast.training.resume import check_state
 
-SETTINGS, METRICS, REPORT = "settings.yaml", "metrics.csv", "report.json"
+SETTINGS, METRICS, REPORT, PAGE = "settings.yaml", "metrics.csv", "report.json", "report.html"
 
 
 def fit(
@@ -31,8 +32,8 @@ def fit(
     """Train by ``settings`` and write into ``settings.output``.
 
     The folder receives ``settings.yaml``, ``metrics.csv`` (and TensorBoard events where it is installed),
-    ``last.ckpt``, ``last.safetensors``, ``best.safetensors`` and ``report.json``; the scores of the best model are
-    printed.
+    ``last.ckpt``, ``last.safetensors``, ``best.safetensors``, ``report.json`` and ``report.html``; the scores of the
+    best model are printed.
 
     Args:
         resume: continue from ``last.ckpt``.
@@ -95,15 +96,18 @@ def fit(
         "settings": settings.model_dump(mode="json"),
     }
     write_json(folder / REPORT, report)
+    write_run_page(
+        folder / PAGE, report, settings, data, validation.best, folder / BEST_MODEL, folder / METRICS, console
+    )
     if validation.best is not None:
         console.print(score_table(validation.best, data.classes, f"{settings.name}: step {validation.best_step}"))
-    console.print(f"best model: {folder / BEST_MODEL}", highlight=False)
+    console.print(f"best model: {folder / BEST_MODEL}, report: {folder / PAGE}", highlight=False, soft_wrap=True)
     return report
 
 
 def _prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
     writable_folder(folder, "output=")
-    earlier = [folder / name for name in (LAST_STATE, LAST_MODEL, BEST_MODEL, REPORT) if (folder / name).exists()]
+    earlier = [folder / name for name in (LAST_STATE, LAST_MODEL, BEST_MODEL, REPORT, PAGE) if (folder / name).exists()]
     if earlier and not resume:
         if not overwrite:
             raise UserError(

@@ -17,6 +17,7 @@ from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import check_card, evaluate_model, excluded_indices, pick_device
 from d2ls_fast.training.report import matrix_table, save_matrix_picture, score_table, scores_to_json
+from d2ls_fast.training.reports import new_gallery, write_evaluation_page
 
 
 def score_checkpoint(
@@ -27,7 +28,7 @@ def score_checkpoint(
     origin: str,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json`` and ``<split>.png``.
+    """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json``, .png and .html.
 
     Images are normalised as the checkpoint says, not as the recipe says.
 
@@ -54,6 +55,7 @@ def score_checkpoint(
     if len(dataset) == 0:
         raise UserError(f"{origin}: the split {split!r} has no images; add data.{split}, or give another --split")
     folder = writable_folder(output or checkpoint.parent / "evaluation", "--output")
+    gallery = new_gallery(settings, data)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{split} images", total=len(dataset))
         scores = evaluate_model(
@@ -65,6 +67,7 @@ def score_checkpoint(
             settings.precision,
             settings.workers,
             lambda: bar.advance(task),
+            gallery,
         )
     result = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
     result |= scores_to_json(scores, data.classes)
@@ -73,5 +76,8 @@ def score_checkpoint(
     save_matrix_picture(folder / f"{split}.png", scores, data.classes, title)
     console.print(score_table(scores, data.classes, f"{checkpoint} on {split}"))
     console.print(matrix_table(scores, data.classes))
-    console.print(f"written: {folder / f'{split}.json'}, {folder / f'{split}.png'}", highlight=False, soft_wrap=True)
+    page = folder / f"{split}.html"
+    write_evaluation_page(page, result, settings, data, scores, gallery, device)
+    written = f"{folder / f'{split}.json'}, {folder / f'{split}.png'}, {page}"
+    console.print(f"written: {written}", highlight=False, soft_wrap=True)
     return result

@@ -30,6 +30,7 @@ OUTPUTS = {
     "last.ckpt",
     "last.safetensors",
     "metrics.csv",
+    "report.html",
     "report.json",
     "settings.yaml",
     "tensorboard",
