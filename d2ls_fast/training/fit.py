@@ -19,6 +19,7 @@ from d2ls_fast.training.evaluate import excluded_indices, pick_device
 from d2ls_fast.training.metrics import Scores
 from d2ls_fast.training.outputs import BEST_MODEL, LAST_MODEL, LAST_STATE, ValidateAndSave
 from d2ls_fast.training.progress import TrainingProgress
+from d2ls_fast.training.protocol import describe
 from d2ls_fast.training.report import score_table, scores_to_json, versions
 from d2ls_fast.training.resume import check_state
 
@@ -76,11 +77,14 @@ def fit(
         f" of {settings.batch_size * settings.accumulate} on {device}, output in {folder}",
         highlight=False,
     )
+    for line in describe(settings, data):
+        console.print(line, highlight=False, soft_wrap=True)
     started = time.perf_counter()
     run(trainer, module, loader, folder / LAST_STATE if resume else None)
 
     report = {
         "name": settings.name,
+        "protocol": describe(settings, data),
         "steps": total_steps,
         "steps_in_this_session": total_steps - first_step,
         "seconds_in_this_session": round(time.perf_counter() - started, 1),
