@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.raster import EXTENSIONS, RasterHeader, read_header
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jp2")
 """JPEG is left out: it changes the stored values."""
@@ -110,13 +110,13 @@ def list_named(settings: DataSettings, list_file: Path, candidates: Iterable[Pat
     return chosen
 
 
-def make_pair(settings: DataSettings, image: Path) -> Pair:
-    """Find the mask of ``image`` and compare the headers.
+def make_pair(settings: DataSettings, image: Path, mask: Path | None = None) -> Pair:
+    """Find the ``mask`` of ``image`` where it is not given, and compare the headers.
 
     Raises:
         UserError: no mask, several masks, an unreadable file, or sizes that differ by more than ``size_tolerance``.
     """
-    mask = _find_mask(settings, image)
+    mask = mask or _find_mask(settings, image)
     header, other = read_header(image), read_header(mask)
     off = max(abs(header.height - other.height), abs(header.width - other.width))
     if off > settings.size_tolerance:
@@ -137,16 +137,17 @@ def make_pair(settings: DataSettings, image: Path) -> Pair:
     )
 
 
-def make_pairs(settings: DataSettings, images: Iterable[Path], faults: list[UserError] | None = None) -> list[Pair]:
-    """The pair of every image; where ``faults`` is given, errors are added to it and their images left out."""
+def make_pairs(
+    settings: DataSettings, files: Iterable[tuple[Path, Path | None]], faults: list[UserError] | None = None
+) -> list[Pair]:
+    """The pair of every image with its mask (found where none is given); bad ones are left out where ``faults`` is a
+    list, which receives their errors."""
     pairs: list[Pair] = []
-    for image in images:
+    for image, mask in files:
         try:
-            pairs.append(make_pair(settings, image))
+            pairs.append(make_pair(settings, image, mask))
         except UserError as error:
-            if faults is None:
-                raise
-            faults.append(error)
+            raise_or_add(error, faults)
     return pairs
 
 
@@ -201,9 +202,7 @@ def check_masks_have_images(
                     f"{mask}: mask without an image; looked for {images / stem}{{{','.join(EXTENSIONS)}}}: "
                     "add the image, or take the mask out"
                 )
-                if faults is None:
-                    raise error
-                faults.append(error)
+                raise_or_add(error, faults)
 
 
 def _find_mask(settings: DataSettings, image: Path) -> Path:

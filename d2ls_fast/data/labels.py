@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.windows import Window
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.palettes import IGNORE_INDEX, Colour, hex_code
@@ -50,14 +51,14 @@ class MaskReader:
             if settings.ignore_values is not None or value not in self._value_of:
                 self._value_of[value] = IGNORE_INDEX
 
-    def read(self, path: Path) -> Labels:
-        """Labels of the mask at ``path``.
+    def read(self, path: Path, window: Window | None = None) -> Labels:
+        """Labels of the mask at ``path``, or of a ``window`` of it (whose pixels alone are then checked).
 
         Raises:
             UnknownLabels: an undeclared colour or value (named with its count).
             UserError: unreadable, or the wrong kind of mask.
         """
-        values, palette, nodata = read_mask(path)
+        values, palette, nodata = read_mask(path, window)
         if values.ndim == 3:
             if self._kind == "index":
                 raise UserError(f"{path}: an RGB mask, but masks: index is set; set masks: colour and declare colours")

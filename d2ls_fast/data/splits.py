@@ -14,6 +14,7 @@ import numpy as np
 
 from d2ls_fast.data.config import DataSettings, SplitSettings
 from d2ls_fast.data.folder import Pair, check_root, list_images, list_named, make_pairs, natural_key, pool
+from d2ls_fast.data.published import PublishedDataset
 from d2ls_fast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,12 @@ def split_pairs(settings: DataSettings, faults: list[UserError] | None = None) -
         UserError: see :mod:`d2ls_fast.data.folder`; an image in two splits; nothing left to train or to hold out.
     """
     check_root(settings.root)
+    if settings.published is not None:
+        return _by_publishers(settings, settings.published, faults)
     if settings.split is None:
         return _by_lists(settings, faults)
-    return split_by_rule(make_pairs(settings, pool(settings), faults), settings.split, settings.root)
+    pairs = make_pairs(settings, ((image, None) for image in pool(settings)), faults)
+    return split_by_rule(pairs, settings.split, settings.root)
 
 
 def split_by_rule(pairs: Sequence[Pair], rule: SplitSettings, root: Path) -> Split:
@@ -85,6 +89,20 @@ def split_by_rule(pairs: Sequence[Pair], rule: SplitSettings, root: Path) -> Spl
     return split
 
 
+def _by_publishers(settings: DataSettings, source: PublishedDataset, faults: list[UserError] | None) -> Split:
+    split = Split()
+    unknown = set(settings.leave_out or ())
+    for name, chosen in source.subsets(settings.protocol)._asdict().items():
+        eroded = bool(settings.eroded) and name != "train"
+        for subset in chosen:
+            found = source.match(settings.root, subset, settings.variant, eroded, settings.leave_out or (), faults)
+            unknown -= found.left_out
+            getattr(split, name).extend(make_pairs(settings, found.pairs.values(), faults))
+    if unknown:
+        raise UserError(f"data.leave_out: {source.title} has no image {sorted(unknown)[0]!r}; correct it")
+    return split
+
+
 def _by_lists(settings: DataSettings, faults: list[UserError] | None) -> Split:
     chosen: dict[str, list[Path]] = {}
     for name in ("train", "val", "test"):
@@ -95,7 +113,7 @@ def _by_lists(settings: DataSettings, faults: list[UserError] | None) -> Split:
     if not settings.allow_overlap:
         _refuse_overlap(chosen)
     images = dict.fromkeys(path for paths in chosen.values() for path in paths)
-    made = {pair.image: pair for pair in make_pairs(settings, images, faults)}
+    made = {pair.image: pair for pair in make_pairs(settings, ((image, None) for image in images), faults)}
     return Split(**{name: [made[path] for path in paths if path in made] for name, paths in chosen.items()})
 
 

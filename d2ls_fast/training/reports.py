@@ -59,12 +59,14 @@ def write_run_page(
         show_tiles(gallery, model, settings, data, report["device"], console)
     items = report["items"]
     facts = {
+        "processes": str(report["processes"]),
         "images": f"{items['train']} training crops an epoch, {items['val']} validation, {items['test']} test items",
         "steps": f"{report['steps']} of {settings.batch_size * settings.accumulate} images",
         "best step": str(report["best_step"]),
         "parameters": f"{report['parameters']:,}",
         "training time": f"{report['seconds_in_this_session']:.0f} s for {report['steps_in_this_session']} steps, "
         f"validation included; {report['images_per_second']:.1f} images/s while training",
+        "protocol": " ".join(report["protocol"]),
         **surroundings(settings, report["device"]),
     }
     Page(
@@ -99,6 +101,7 @@ def write_evaluation_page(
             "checkpoint": result["checkpoint"],
             "recipe": result["recipe"],
             "items": str(result["items"]),
+            "protocol": " ".join(result["protocol"]),
             **surroundings(settings, device),
         },
         classes=data.classes,
