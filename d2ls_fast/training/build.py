@@ -72,7 +72,7 @@ def build_card(model: D2LS, data: DataSplits, settings: TrainSettings) -> ModelC
 def build_loader(settings: TrainSettings, data: DataSplits, total_steps: int, first_step: int) -> DataLoader[Item]:
     """Batches of the steps from ``first_step`` to the end of the run."""
     per_step = settings.batch_size * settings.accumulate
-    stream = TrainingStream(data.train, total_steps * per_step, settings.seed)
+    stream = TrainingStream(data.train, total_steps * per_step, settings.seed, per_step)
     return DataLoader(
         stream,
         batch_size=settings.batch_size,
