@@ -110,13 +110,13 @@ def list_named(settings: DataSettings, list_file: Path, candidates: Iterable[Pat
     return chosen
 
 
-def make_pair(settings: DataSettings, image: Path) -> Pair:
-    """Find the mask of ``image`` and compare the headers.
+def make_pair(settings: DataSettings, image: Path, mask: Path | None = None) -> Pair:
+    """Find the ``mask`` of ``image`` where it is not given, and compare the headers.
 
     Raises:
         UserError: no mask, several masks, an unreadable file, or sizes that differ by more than ``size_tolerance``.
     """
-    mask = _find_mask(settings, image)
+    mask = mask or _find_mask(settings, image)
     header, other = read_header(image), read_header(mask)
     off = max(abs(header.height - other.height), abs(header.width - other.width))
     if off > settings.size_tolerance:

@@ -14,6 +14,7 @@ import numpy as np
 
 from d2ls_fast.data.config import DataSettings, SplitSettings
 from d2ls_fast.data.folder import Pair, check_root, list_images, list_named, make_pair, natural_key, pool
+from d2ls_fast.data.published import PublishedDataset
 from d2ls_fast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ def split_pairs(settings: DataSettings) -> Split:
         UserError: see :mod:`d2ls_fast.data.folder`; an image in two splits; nothing left to train or to hold out.
     """
     check_root(settings.root)
+    if settings.published is not None:
+        return _by_publishers(settings, settings.published)
     if settings.split is None:
         return _by_lists(settings)
     return split_by_rule([make_pair(settings, path) for path in pool(settings)], settings.split, settings.root)
@@ -78,6 +81,20 @@ def split_by_rule(pairs: Sequence[Pair], rule: SplitSettings, root: Path) -> Spl
             raise UserError(
                 f"{root}: the split of {len(pairs)} image(s) leaves none for {name}; {remedy} or add images"
             )
+    return split
+
+
+def _by_publishers(settings: DataSettings, source: PublishedDataset) -> Split:
+    split = Split()
+    unknown = set(settings.leave_out or ())
+    for name, chosen in source.subsets(settings.protocol)._asdict().items():
+        eroded = bool(settings.eroded) and name != "train"
+        for subset in chosen:
+            found = source.match(settings.root, subset, settings.variant, eroded, settings.leave_out or ())
+            unknown -= found.left_out
+            getattr(split, name).extend(make_pair(settings, image, mask) for image, mask in found.pairs.values())
+    if unknown:
+        raise UserError(f"data.leave_out: {source.title} has no image {sorted(unknown)[0]!r}; correct it")
     return split
 
 

@@ -48,7 +48,12 @@ class TrainingStream(Dataset[Item]):
     def crop_size(self, step: int) -> int:
         """Side of the crops of optimizer step ``step``, counted from 0."""
         sizes = self.items.settings.batch_sizes
-        return self.items.settings.crop if sizes is None else sizes[_mix(self.seed + 2, step) % len(sizes)]
+        return self.items.settings.crop if sizes is None else sizes[_mix(self.seed + 3, step) % len(sizes)]
+
+
+def seed_batch(seed: int, number: int) -> None:
+    """Seed torch's default generators for batch ``number`` of a run: what dropout draws depends on nothing earlier."""
+    torch.manual_seed(_mix(seed + 2, number))
 
 
 def _mix(seed: int, number: int) -> int:

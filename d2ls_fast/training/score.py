@@ -16,6 +16,7 @@ from d2ls_fast.files import writable_folder, write_json
 from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import check_card, evaluate_model, excluded_indices, pick_device
+from d2ls_fast.training.protocol import describe
 from d2ls_fast.training.report import matrix_table, save_matrix_picture, score_table, scores_to_json
 
 
@@ -52,7 +53,9 @@ def score_checkpoint(
     data = build_datasets(settings.data.model_copy(update=as_trained))
     dataset = getattr(data, split)
     if len(dataset) == 0:
-        raise UserError(f"{origin}: the split {split!r} has no images; add data.{split}, or give another --split")
+        source = settings.data.published
+        remedy = f"add data.{split}" if source is None else source.no_test
+        raise UserError(f"{origin}: the split {split!r} has no images: {remedy}, or give another --split")
     folder = writable_folder(output or checkpoint.parent / "evaluation", "--output")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{split} images", total=len(dataset))
@@ -66,12 +69,16 @@ def score_checkpoint(
             settings.workers,
             lambda: bar.advance(task),
         )
-    result = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
+    protocol = describe(settings, data)
+    result: dict[str, Any] = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
+    result["protocol"] = protocol
     result |= scores_to_json(scores, data.classes)
     write_json(folder / f"{split}.json", result)
     title = f"{checkpoint.name} on {split}: mean IoU {100 * scores.mean_iou:.1f} %"
     save_matrix_picture(folder / f"{split}.png", scores, data.classes, title)
     console.print(score_table(scores, data.classes, f"{checkpoint} on {split}"))
     console.print(matrix_table(scores, data.classes))
+    for line in protocol:
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written: {folder / f'{split}.json'}, {folder / f'{split}.png'}", highlight=False, soft_wrap=True)
     return result
