@@ -1,9 +1,8 @@
-"""Pictures for people: imagery stretched to 8 bits, maps laid over it, legends, and truth beside prediction."""
+"""Pictures for people: legends, and truth beside prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +12,6 @@ from d2ls_fast.data.palettes import colourise
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 MARGIN, LINE, SWATCH = 12, 24, 16
-
-
-def stretch(
-    image: NDArray[Any], known: NDArray[np.bool_] | None = None, percentiles: tuple[float, float] = (1.0, 99.0)
-) -> NDArray[np.uint8]:
-    """``[3, h, w]`` of any real type as RGB uint8 ``[h, w, 3]``.
-
-    The two percentiles of all bands' values where ``known`` (and finite) become 0 and 255, the same for every band so
-    that colours keep their balance. Pixels that are not known become black.
-    """
-    values = np.moveaxis(image, 0, -1).astype(np.float32)
-    usable = np.asarray(np.isfinite(values).all(axis=-1))
-    if known is not None:
-        usable &= known
-    if not usable.any():
-        return np.zeros(values.shape, dtype=np.uint8)
-    low, high = np.percentile(values[usable], percentiles)
-    scaled = (np.where(usable[..., None], values, low) - low) / max(float(high - low), 1e-6)
-    result = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    result[~usable] = 0
-    return result
-
-
-def overlay(rgb: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
-    """``rgb`` ``[h, w, 3]`` tinted with the classes' colours; labels outside the palette leave it as it is."""
-    tinted = (0.55 * rgb + 0.45 * colourise(labels, palette)).round().astype(np.uint8)
-    known = labels < len(palette)
-    return np.where(known[..., None], tinted, rgb)
 
 
 def with_legend(
