@@ -30,6 +30,13 @@ class Pair:
     width: int
     """Size common to image and mask, in source pixels."""
     scale: float
+    padded_size: tuple[int, int] | None = None
+    """Height and width with labelled padding; only :mod:`d2ls_fast.data.padding` gives any."""
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of what is trained on and scored."""
+        return self.padded_size or self.size
 
     @property
     def size(self) -> tuple[int, int]:
