@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,13 @@ class Pair:
     width: int
     """Size common to image and mask, in source pixels."""
     scale: float
+    padded_size: tuple[int, int] | None = None
+    """Height and width with labelled padding; only :mod:`d2ls_fast.data.padding` gives any."""
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of what is trained on and scored."""
+        return self.padded_size or self.size
 
     @property
     def size(self) -> tuple[int, int]:
@@ -138,14 +145,17 @@ def make_pair(settings: DataSettings, image: Path, mask: Path | None = None) -> 
 
 
 def make_pairs(
-    settings: DataSettings, files: Iterable[tuple[Path, Path | None]], faults: list[UserError] | None = None
+    settings: DataSettings,
+    images: Iterable[Path],
+    faults: list[UserError] | None = None,
+    masks: Mapping[Path, Path] | None = None,
 ) -> list[Pair]:
-    """The pair of every image with its mask (found where none is given); bad ones are left out where ``faults`` is a
-    list, which receives their errors."""
+    """The pair of every image, with the mask that ``masks`` names for it, or the one found; where ``faults`` is given,
+    errors are added to it and their images left out."""
     pairs: list[Pair] = []
-    for image, mask in files:
+    for image in images:
         try:
-            pairs.append(make_pair(settings, image, mask))
+            pairs.append(make_pair(settings, image, masks[image] if masks else None))
         except UserError as error:
             raise_or_add(error, faults)
     return pairs

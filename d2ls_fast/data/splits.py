@@ -52,7 +52,7 @@ def split_pairs(settings: DataSettings, faults: list[UserError] | None = None) -
         return _by_publishers(settings, settings.published, faults)
     if settings.split is None:
         return _by_lists(settings, faults)
-    pairs = make_pairs(settings, ((image, None) for image in pool(settings)), faults)
+    pairs = make_pairs(settings, pool(settings), faults)
     return split_by_rule(pairs, settings.split, settings.root)
 
 
@@ -97,7 +97,7 @@ def _by_publishers(settings: DataSettings, source: PublishedDataset, faults: lis
         for subset in chosen:
             found = source.match(settings.root, subset, settings.variant, eroded, settings.leave_out or (), faults)
             unknown -= found.left_out
-            getattr(split, name).extend(make_pairs(settings, found.pairs.values(), faults))
+            getattr(split, name).extend(make_pairs(settings, found.masks, faults, found.masks))
     if unknown:
         raise UserError(f"data.leave_out: {source.title} has no image {sorted(unknown)[0]!r}; correct it")
     return split
@@ -113,7 +113,7 @@ def _by_lists(settings: DataSettings, faults: list[UserError] | None) -> Split:
     if not settings.allow_overlap:
         _refuse_overlap(chosen)
     images = dict.fromkeys(path for paths in chosen.values() for path in paths)
-    made = {pair.image: pair for pair in make_pairs(settings, ((image, None) for image in images), faults)}
+    made = {pair.image: pair for pair in make_pairs(settings, images, faults)}
     return Split(**{name: [made[path] for path in paths if path in made] for name, paths in chosen.items()})
 
 

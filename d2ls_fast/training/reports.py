@@ -59,14 +59,14 @@ def write_run_page(
         show_tiles(gallery, model, settings, data, report["device"], console)
     items = report["items"]
     facts = {
+        "protocol": "; ".join(report["protocol"]),
         "processes": str(report["processes"]),
         "images": f"{items['train']} training crops an epoch, {items['val']} validation, {items['test']} test items",
-        "steps": f"{report['steps']} of {settings.batch_size * settings.accumulate} images",
+        "steps": f"{report['steps']} of {settings.batch_size * settings.accumulate * report['processes']} images",
         "best step": str(report["best_step"]),
         "parameters": f"{report['parameters']:,}",
         "training time": f"{report['seconds_in_this_session']:.0f} s for {report['steps_in_this_session']} steps, "
         f"validation included; {report['images_per_second']:.1f} images/s while training",
-        "protocol": " ".join(report["protocol"]),
         **surroundings(settings, report["device"]),
     }
     Page(
@@ -100,8 +100,8 @@ def write_evaluation_page(
         facts={
             "checkpoint": result["checkpoint"],
             "recipe": result["recipe"],
+            "protocol": "; ".join(result["protocol"]),
             "items": str(result["items"]),
-            "protocol": " ".join(result["protocol"]),
             **surroundings(settings, device),
         },
         classes=data.classes,

@@ -26,8 +26,10 @@ class Subsets(NamedTuple):
 class Matched(NamedTuple):
     """A subset, matched."""
 
-    pairs: dict[str, tuple[Path, Path]]
-    """Identifier -> image and mask."""
+    masks: dict[Path, Path]
+    """Image -> mask."""
+    found: set[str]
+    """Identifiers of all images found, masks or not."""
     left_out: set[str]
     """Identifiers of the subset that were left out."""
 
@@ -118,8 +120,8 @@ class PublishedDataset(ABC):
     ) -> Matched:
         """The image and mask of every pair of a subset, without those ``left_out``.
 
-        Where ``faults`` is a list it receives an error for every file without partner instead of the first's being
-        raised.
+        Args:
+            faults: where given, receives an error for every single file instead of the first being raised.
 
         Raises:
             UserError: the subset is not there, an image without mask, or a mask without image; with how often.
@@ -129,22 +131,15 @@ class PublishedDataset(ABC):
         for identifier in absent_by_choice:
             images.pop(identifier, None)
             masks.pop(identifier, None)
-        bare = [identifier for identifier in images if identifier not in masks]
-        for identifier in bare:
-            error = UserError(
-                f"{images[identifier]}: image without a mask ({len(bare)} of {len(images)} in {self.title} {subset}"
-                f" have none); {self._remedy(identifier)}"
-            )
-            raise_or_add(error, faults)
-        stray = [identifier for identifier in masks if identifier not in images]
-        for identifier in stray:
-            error = UserError(
-                f"{masks[identifier]}: mask without an image ({len(stray)} of {len(masks)} in {self.title} {subset}"
-                f" have none); {self._remedy(identifier)}"
-            )
-            raise_or_add(error, faults)
-        pairs = {identifier: (image, masks[identifier]) for identifier, image in images.items() if identifier in masks}
-        return Matched(pairs, absent_by_choice)
+        for what, files, others in (("image without a mask", images, masks), ("mask without an image", masks, images)):
+            lone = [identifier for identifier in files if identifier not in others]
+            for identifier in lone:
+                error = UserError(
+                    f"{files[identifier]}: {what} ({len(lone)} of {len(files)} in {self.title} {subset} have none);"
+                    f" {self._remedy(identifier)}"
+                )
+                raise_or_add(error, faults)
+        return Matched({images[key]: masks[key] for key in images if key in masks}, set(images), absent_by_choice)
 
     def _remedy(self, identifier: str) -> str:
         return f"expected below data.root is {self.layout}: add the file, or set data.leave_out=['{identifier}']"

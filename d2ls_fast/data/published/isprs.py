@@ -59,12 +59,12 @@ class IsprsTiles(PublishedDataset):
         faults: list[UserError] | None = None,
     ) -> Matched:
         tiles = self.tiles[subset]
-        found = super().match(root, subset, variant, eroded, left_out, faults)
-        missing = [tile for tile in tiles if tile not in found.pairs and tile not in left_out]
+        matched = super().match(root, subset, variant, eroded, left_out, faults)
+        missing = [tile for tile in tiles if tile not in matched.found and tile not in left_out]
         for tile in missing:
             error = UserError(
                 f"{root}: tile {tile} of {self.title} {subset} is not here ({len(missing)} of {len(tiles)} are"
                 f" missing); {self._remedy(tile)}"
             )
             raise_or_add(error, faults)
-        return Matched(found.pairs, set(left_out) & set(tiles))
+        return matched._replace(left_out=set(left_out) & set(tiles))
