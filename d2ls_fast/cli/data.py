@@ -1,24 +1,83 @@
-"""``d2ls-fast data``: what concerns a data set alone."""
+"""``d2ls-fast data``: work on a recipe's data set."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-data = typer.Typer(help="Check and prepare the data set of a recipe.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(name="data", help="Work on the data set of a recipe.", no_args_is_help=True, rich_markup_mode=None)
 
-Config = Annotated[Path, typer.Argument(help="the recipe that names the data", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="settings to change, such as data.root=DIR", metavar="[KEY=VALUE]...")
-]
+
+@data.callback()
+def group() -> None:
+    """Work on the data set of a recipe."""
+
+
+class Format(str, Enum):
+    """How the images of tiles are stored."""
+
+    tif = "tif"
+    png = "png"
+
+
+@data.command()
+def tile(
+    config: Annotated[Path, typer.Argument(help="the recipe that names the data", metavar="CONFIG")],
+    output: Annotated[Path, typer.Option("--output", help="new folder for the tiles and their recipe")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings to change, such as data.root=DIR", metavar="[KEY=VALUE]...")
+    ] = None,
+    size: Annotated[int, typer.Option("--size", min=32, help="side of a training tile in source pixels")] = 1024,
+    overlap: Annotated[int, typer.Option("--overlap", min=0, help="pixels that neighbouring tiles share")] = 0,
+    image_format: Annotated[Format, typer.Option("--format", help="of the images; masks are PNG")] = Format.tif,
+) -> None:
+    """Write a data set as tiles, with a recipe that reads them: for slow disks (large images are read by window)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from d2ls_fast.config import load_settings
+    from d2ls_fast.data.tile import tile_dataset
+    from d2ls_fast.errors import UserError
+    from d2ls_fast.files import building_folder, write_yaml
+    from d2ls_fast.training.config import TrainSettings
+
+    if overlap >= size:
+        raise UserError(f"--overlap {overlap}: not below --size {size}; neighbouring tiles share less than all")
+    settings = load_settings(TrainSettings, config, overrides or [])
+    console = Console()
+    tiles = 0
+
+    with building_folder(output, "--output") as folder:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("tiles", total=None)
+
+            def advance(done: int, total: int) -> None:
+                nonlocal tiles
+                tiles = done
+                bar.update(task, completed=done, total=total)
+
+            group = tile_dataset(
+                settings.data, settings.augment, folder, size, overlap, f".{image_format.value}", advance
+            )
+        recipe = settings.model_dump(mode="json", exclude={"protocol"})
+        write_yaml(folder / "recipe.yaml", recipe | {"data": group | {"root": str(output)}})
+    console.print(
+        f"{tiles} tiles, {group['samples_per_epoch']} training items an epoch as before; train with"
+        f" {output / 'recipe.yaml'}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @data.command()
 def check(
-    config: Config,
-    overrides: Overrides = None,
+    config: Annotated[Path, typer.Argument(help="the recipe that names the data", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings to change, such as data.root=DIR", metavar="[KEY=VALUE]...")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="folder for check.json and contact_sheet.png; default: none")
     ] = None,

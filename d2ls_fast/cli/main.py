@@ -69,7 +69,7 @@ app = typer.Typer(
 )
 for command in (train, evaluate, predict, bench, info):
     app.command()(command)
-app.add_typer(data, name="data")
+app.add_typer(data)
 
 
 def main() -> None:
