@@ -113,7 +113,7 @@ class WholeImages(Dataset[Item]):
     ) -> None:
         self.pairs = list(pairs)
         self._reader, self._mean, self._std, self._tile = reader, list(mean), list(std), tile
-        self._items = [(pair, box) for pair in self.pairs for box in _grid(pair.extent, tile)]
+        self._items = [(pair, box) for pair in self.pairs for box in grid(pair.extent, tile)]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -127,7 +127,8 @@ class WholeImages(Dataset[Item]):
         return {"image": image, "label": labels, "name": name}
 
 
-def _grid(size: Size, tile: int | None) -> list[Box]:
+def grid(size: Size, tile: int | None) -> list[Box]:
+    """The squares of ``tile`` pixels (smaller at the lower and right edge) that cover a scene once; None: all of it."""
     if tile is None:
         return [(0, 0, *size)]
     return [

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.raster import EXTENSIONS, RasterHeader, read_header
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jp2")
 """JPEG is left out: it changes the stored values."""
@@ -157,9 +157,7 @@ def make_pairs(
         try:
             pairs.append(make_pair(settings, image, masks[image] if masks else None))
         except UserError as error:
-            if faults is None:
-                raise
-            faults.append(error)
+            raise_or_add(error, faults)
     return pairs
 
 
@@ -214,9 +212,7 @@ def check_masks_have_images(
                     f"{mask}: mask without an image; looked for {images / stem}{{{','.join(EXTENSIONS)}}}: "
                     "add the image, or take the mask out"
                 )
-                if faults is None:
-                    raise error
-                faults.append(error)
+                raise_or_add(error, faults)
 
 
 def _find_mask(settings: DataSettings, image: Path) -> Path:

@@ -62,3 +62,15 @@ def thumbnail(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     size = max(1, round(width * factor)), max(1, round(height * factor))
     method = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(picture).resize(size, method))
+
+
+def wrap(widths: Sequence[float], available: float) -> list[tuple[int, int]]:
+    """Left edge and line number of entries of these widths, set one after the other on lines ``available`` wide."""
+    places: list[tuple[int, int]] = []
+    x, line = 0.0, 0
+    for width in widths:
+        if x > 0 and x + width > available:
+            x, line = 0.0, line + 1
+        places.append((int(x), line))
+        x += width
+    return places

@@ -52,7 +52,8 @@ def split_pairs(settings: DataSettings, faults: list[UserError] | None = None) -
         return _by_publishers(settings, settings.published, faults)
     if settings.split is None:
         return _by_lists(settings, faults)
-    return split_by_rule(make_pairs(settings, pool(settings), faults), settings.split, settings.root)
+    pairs = make_pairs(settings, pool(settings), faults)
+    return split_by_rule(pairs, settings.split, settings.root)
 
 
 def split_by_rule(pairs: Sequence[Pair], rule: SplitSettings, root: Path) -> Split:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from d2ls_fast.data.palettes import colourise
+from d2ls_fast.data.pictures import wrap
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 MARGIN, LINE, SWATCH = 12, 24, 16
@@ -53,7 +54,7 @@ def side_by_side(
     """
     font = ImageFont.load_default(15)
     width = max(rgb.shape[1] for rgb, _, _ in rows)
-    legend = _wrap([SWATCH + 8 + font.getlength(name) + 2 * MARGIN for name in classes], 3 * width + 4 * MARGIN)
+    legend = wrap([SWATCH + 8 + font.getlength(name) + 2 * MARGIN for name in classes], 3 * width + 2 * MARGIN)
     height = LINE + sum(rgb.shape[0] + MARGIN for rgb, _, _ in rows) + MARGIN + LINE * (legend[-1][1] + 1)
     canvas = Image.new("RGB", (3 * width + 4 * MARGIN, MARGIN + height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -73,15 +74,3 @@ def side_by_side(
 
 def _swatch(draw: ImageDraw.ImageDraw, left: int, top: int, colour: Sequence[int]) -> None:
     draw.rectangle((left, top, left + SWATCH, top + SWATCH), fill=(colour[0], colour[1], colour[2]), outline=FAINT)
-
-
-def _wrap(widths: Sequence[float], available: int) -> list[tuple[int, int]]:
-    """Left edge and line number of entries of these widths, set one after the other on lines ``available`` wide."""
-    places: list[tuple[int, int]] = []
-    x, line = 0.0, 0
-    for width in widths:
-        if x > 0 and x + width > available - 2 * MARGIN:
-            x, line = 0.0, line + 1
-        places.append((int(x), line))
-        x += width
-    return places

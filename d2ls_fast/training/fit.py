@@ -38,8 +38,9 @@ def fit(
     """Train by ``settings`` and write into ``settings.output``.
 
     The folder receives ``settings.yaml``, ``metrics.csv`` (and TensorBoard events where it is installed),
-    ``last.ckpt``, ``previous.ckpt``, ``last.safetensors``, ``best.safetensors``, ``report.json`` and ``report.html``;
-    the scores of the best model are printed. Under torchrun every process calls this; the first one writes and prints.
+    ``last.ckpt``, ``previous.ckpt``, ``last.safetensors``, ``best.safetensors``, ``report.html`` and, last of all,
+    ``report.json``; the scores of the best model are printed. Under torchrun every process calls this; the first one
+    writes and prints.
 
     Args:
         resume: continue from ``last.ckpt``.
@@ -125,10 +126,10 @@ def fit(
         "settings": settings.model_dump(mode="json"),
     }
     if first:
-        write_json(folder / REPORT, report)
         write_run_page(
             folder / PAGE, report, settings, data, validation.best, folder / BEST_MODEL, folder / METRICS, console
         )
+        write_json(folder / REPORT, report)
     if validation.best is not None:
         console.print(score_table(validation.best, data.classes, f"{settings.name}: step {validation.best_step}"))
     console.print(f"best model: {folder / BEST_MODEL}, report: {folder / PAGE}", highlight=False, soft_wrap=True)

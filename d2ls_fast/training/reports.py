@@ -60,8 +60,9 @@ def write_run_page(
     items = report["items"]
     facts = {
         "protocol": "; ".join(report["protocol"]),
+        "processes": str(report["processes"]),
         "images": f"{items['train']} training crops an epoch, {items['val']} validation, {items['test']} test items",
-        "steps": f"{report['steps']} of {settings.batch_size * settings.accumulate} images",
+        "steps": f"{report['steps']} of {settings.batch_size * settings.accumulate * report['processes']} images",
         "best step": str(report["best_step"]),
         "parameters": f"{report['parameters']:,}",
         "training time": f"{report['seconds_in_this_session']:.0f} s for {report['steps_in_this_session']} steps, "

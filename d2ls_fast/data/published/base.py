@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from d2ls_fast.data.palettes import PALETTES
 from d2ls_fast.data.raster import EXTENSIONS
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 Files = dict[str, Path]
 """Identifier of an image -> file."""
@@ -138,9 +138,7 @@ class PublishedDataset(ABC):
                     f"{files[identifier]}: {what} ({len(lone)} of {len(files)} in {self.title} {subset} have none);"
                     f" {self._remedy(identifier)}"
                 )
-                if faults is None:
-                    raise error
-                faults.append(error)
+                raise_or_add(error, faults)
         return Matched({images[key]: masks[key] for key in images if key in masks}, set(images), absent_by_choice)
 
     def _remedy(self, identifier: str) -> str:

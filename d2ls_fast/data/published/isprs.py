@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from d2ls_fast.data.published.base import Files, Matched, PublishedDataset, Subsets
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 
 class IsprsTiles(PublishedDataset):
@@ -66,7 +66,5 @@ class IsprsTiles(PublishedDataset):
                 f"{root}: tile {tile} of {self.title} {subset} is not here ({len(missing)} of {len(tiles)} are"
                 f" missing); {self._remedy(tile)}"
             )
-            if faults is None:
-                raise error
-            faults.append(error)
+            raise_or_add(error, faults)
         return matched._replace(left_out=set(left_out) & set(tiles))
