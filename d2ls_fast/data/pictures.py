@@ -46,9 +46,11 @@ def stretch(
     return result
 
 
-def overlay(rgb: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
+def overlay(
+    rgb: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[Sequence[int]], opacity: float = 0.45
+) -> NDArray[np.uint8]:
     """``rgb`` ``[h, w, 3]`` tinted with the classes' colours; labels outside the palette leave it as it is."""
-    tinted = (0.55 * rgb + 0.45 * colourise(labels, palette)).round().astype(np.uint8)
+    tinted = ((1 - opacity) * rgb + opacity * colourise(labels, palette)).round().astype(np.uint8)
     known = labels < len(palette)
     return np.where(known[..., None], tinted, rgb)
 

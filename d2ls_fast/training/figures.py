@@ -52,7 +52,7 @@ def matrix_figure(scores: Scores, classes: Sequence[str], title: str = "", theme
     if len(classes) <= 40:
         for (row, column), value in np.ndenumerate(shares):
             colour = "white" if value > 55 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=11)
     _dress(axes, theme)
     return figure
 

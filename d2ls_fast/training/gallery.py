@@ -17,6 +17,8 @@ from d2ls_fast.training.metrics import ConfusionMatrix, scores_from_matrix
 
 SIDE = 320
 """Pixels of a picture's longer side at most."""
+OPACITY = 0.7
+"""Of the labels over the image: enough for the colours to be told by the legend."""
 WRONG, UNLABELLED = (235, 30, 75), (112, 116, 128)
 """Colours of the picture of the errors."""
 
@@ -40,8 +42,8 @@ class Tile:
         """Image, truth and prediction laid over it, and the errors: RGB pictures by their headings."""
         return {
             "image": self.rgb,
-            "truth": overlay(self.rgb, self.truth, palette),
-            "prediction": overlay(self.rgb, self.predicted, palette),
+            "truth": overlay(self.rgb, self.truth, palette, OPACITY),
+            "prediction": overlay(self.rgb, self.predicted, palette, OPACITY),
             "errors": self._errors(),
         }
 

@@ -21,7 +21,7 @@ from PIL import Image
 from d2ls_fast.data.palettes import hex_code
 from d2ls_fast.files import replacing
 from d2ls_fast.training.figures import DARK, LIGHT, Curve, curve_figure, matrix_figure, png, row_shares
-from d2ls_fast.training.gallery import Gallery, Tile
+from d2ls_fast.training.gallery import UNLABELLED, WRONG, Gallery, Tile
 from d2ls_fast.training.metrics import Scores
 
 _TERM = "loss_"
@@ -72,7 +72,8 @@ def render(page: Page) -> str:
         matrix=None if page.scores is None else _matrix(page, page.scores),
         figures=_curves(page.curves),
         tiles=_tiles(page),
-        legend=[(name, hex_code(colour)) for name, colour in zip(page.classes, page.palette, strict=True)],
+        legend=[(name, hex_code(colour)) for name, colour in zip(page.classes, page.palette, strict=True)]
+        + [("wrong", hex_code(WRONG)), ("not labelled", hex_code(UNLABELLED))],
         settings=yaml.safe_dump(dict(page.settings), sort_keys=False, allow_unicode=True) if page.settings else "",
     )
 

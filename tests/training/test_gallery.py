@@ -67,8 +67,8 @@ def test_pictures_of_any_bands(bands: int) -> None:
     assert (errors == UNLABELLED).all(-1).sum() == 10
     image = pictures["image"].astype(int)
     assert image[0, 0].tolist() == [0, 0, 0] and image[0, -1].tolist() == [255, 255, 255]
-    tint = pictures["truth"].astype(int) - (0.55 * image).round()
-    assert tint[0, 0].tolist() == [0, 0, 90] and tint[6, 0].tolist() == [90, 0, 0]
+    tint = pictures["truth"].astype(int) - (0.3 * image).round()
+    assert tint[0, 0].tolist() == [0, 0, 140] and tint[6, 0].tolist() == [140, 0, 0]
     assert (pictures["truth"][-1] == image[-1]).all()  # not labelled: the image as it is
     assert (pictures["prediction"][0, :3, 0] > pictures["truth"][0, :3, 0]).all()
 
