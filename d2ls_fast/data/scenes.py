@@ -77,7 +77,8 @@ class SceneOnDisk:
     def __init__(
         self, pair: Pair, bands: Sequence[int], nodata: float | None, masks: MaskReader, mask: Labels | None = None
     ) -> None:
-        self._pair, self._bands, self._nodata, self._masks, self._mask = pair, list(bands), nodata, masks, mask
+        self._pair, self._nodata, self._masks, self._mask = pair, nodata, masks, mask
+        self._bands = pair.bands_in_file(bands)
         self._grid = Grid((pair.height, pair.width), pair.size)
 
     def read(self, box: Box) -> Scene:
