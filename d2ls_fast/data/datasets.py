@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from d2ls_fast.data.crops import Box, Piece, Size, after_scaling, choose_crop, choose_scale, mosaic, pad, place
 from d2ls_fast.data.folder import Pair
 from d2ls_fast.data.normalisation import normalise
+from d2ls_fast.data.padding import view_of
 from d2ls_fast.data.resample import resample, resample_labels
 from d2ls_fast.data.scenes import SceneReader, SceneView
 from d2ls_fast.data.transforms import AugmentSettings, change_values, happens, turn
@@ -54,7 +55,7 @@ class TrainCrops(Dataset[Item]):
         self.settings = settings
         self._reader, self._mean, self._std = reader, list(mean), list(std)
         self._generator = generator
-        areas = np.array([pair.size[0] * pair.size[1] for pair in self.pairs], np.float64)
+        areas = np.array([math.prod(pair.extent) for pair in self.pairs], np.float64)
         self._limits = areas.cumsum() / areas.sum()
         self._samples = samples or max(len(self.pairs), math.ceil(areas.sum() / settings.crop**2))
 
@@ -87,8 +88,8 @@ class TrainCrops(Dataset[Item]):
     def _piece(self, pair: Pair, size: Size, draws: torch.Generator) -> Piece:
         """A random crop of an image, brought to ``size``: scaled, its values changed, padded where it is too small."""
         scale = choose_scale(self.settings, draws)
-        with self._reader.view(pair) as view:
-            box = choose_crop(pair.size, view.labels, size, scale, self.settings, draws)
+        with view_of(self._reader, pair) as view:
+            box = choose_crop(pair.extent, view.labels, size, scale, self.settings, draws)
             image, labels = _cut(view, box, self._mean, self._std)
         scaled = after_scaling(box, size, scale)
         image = change_values(resample(image, scaled), self.settings, draws)
@@ -112,14 +113,14 @@ class WholeImages(Dataset[Item]):
     ) -> None:
         self.pairs = list(pairs)
         self._reader, self._mean, self._std, self._tile = reader, list(mean), list(std), tile
-        self._items = [(pair, box) for pair in self.pairs for box in grid(pair.size, tile)]
+        self._items = [(pair, box) for pair in self.pairs for box in grid(pair.extent, tile)]
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Item:
         pair, box = self._items[index]
-        with self._reader.view(pair) as view:
+        with view_of(self._reader, pair) as view:
             image, labels = _cut(view, box, self._mean, self._std)
         size = (self._tile, self._tile) if self._tile else (max(SMALLEST_SIDE, box[2]), max(SMALLEST_SIDE, box[3]))
         image, labels = pad(image, labels, size)

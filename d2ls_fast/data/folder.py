@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.raster import EXTENSIONS, RasterHeader, read_header
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jp2")
 """JPEG is left out: it changes the stored values."""
@@ -30,6 +30,13 @@ class Pair:
     width: int
     """Size common to image and mask, in source pixels."""
     scale: float
+    padded_size: tuple[int, int] | None = None
+    """Height and width with labelled padding; only :mod:`d2ls_fast.data.padding` gives any."""
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of what is trained on and scored."""
+        return self.padded_size or self.size
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,6 +144,23 @@ def make_pair(settings: DataSettings, image: Path, mask: Path | None = None) -> 
     )
 
 
+def make_pairs(
+    settings: DataSettings,
+    images: Iterable[Path],
+    faults: list[UserError] | None = None,
+    masks: Mapping[Path, Path] | None = None,
+) -> list[Pair]:
+    """The pair of every image, with the mask that ``masks`` names for it, or the one found; where ``faults`` is given,
+    errors are added to it and their images left out."""
+    pairs: list[Pair] = []
+    for image in images:
+        try:
+            pairs.append(make_pair(settings, image, masks[image] if masks else None))
+        except UserError as error:
+            raise_or_add(error, faults)
+    return pairs
+
+
 def common_bands(settings: DataSettings, pairs: Sequence[Pair]) -> list[int]:
     """The source bands to read, the same for every image.
 
@@ -168,10 +192,13 @@ def check_scales(settings: DataSettings, pairs: Sequence[Pair]) -> None:
             raise UserError(f"data.scales: {pattern!r} matches no image below {settings.root}; correct the glob")
 
 
-def check_masks_have_images(settings: DataSettings, pairs: Sequence[Pair]) -> None:
+def check_masks_have_images(
+    settings: DataSettings, pairs: Sequence[Pair], faults: list[UserError] | None = None
+) -> None:
     """:class:`UserError` where a mask lies beside those in use without an image (lost, or misnamed).
 
-    Images that no split names count as there; only mask folders of the images in use are looked at.
+    Images that no split names count as there; only mask folders of the images in use are looked at. Where ``faults`` is
+    given, it receives an error for every such mask instead.
     """
     folders = {pair.mask.parent: pair.image.parent for pair in pairs}
     for masks, images in folders.items():
@@ -181,10 +208,11 @@ def check_masks_have_images(settings: DataSettings, pairs: Sequence[Pair]) -> No
                 continue
             stem = mask.stem.removesuffix(settings.mask_suffix) + settings.image_suffix
             if stem not in stems and not mask.name.startswith("."):
-                raise UserError(
+                error = UserError(
                     f"{mask}: mask without an image; looked for {images / stem}{{{','.join(EXTENSIONS)}}}: "
                     "add the image, or take the mask out"
                 )
+                raise_or_add(error, faults)
 
 
 def _find_mask(settings: DataSettings, image: Path) -> Path:

@@ -122,6 +122,7 @@ class TrainSettings(Settings):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are evaluated and kept")
     workers: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
+    gallery: int = Field(6, ge=0, description="worst and best tiles that the report shows; 0 spares a validation pass")
 
     @field_validator("data", mode="after")
     @classmethod

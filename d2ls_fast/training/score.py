@@ -18,6 +18,7 @@ from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import check_card, evaluate_model, excluded_indices, pick_device
 from d2ls_fast.training.protocol import describe
 from d2ls_fast.training.report import matrix_table, save_matrix_picture, score_table, scores_to_json
+from d2ls_fast.training.reports import new_gallery, write_evaluation_page
 
 
 def score_checkpoint(
@@ -28,7 +29,7 @@ def score_checkpoint(
     origin: str,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json`` and ``<split>.png``.
+    """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json``, .png and .html.
 
     Images are normalised as the checkpoint says, not as the recipe says.
 
@@ -57,6 +58,7 @@ def score_checkpoint(
         remedy = f"add data.{split}" if source is None else source.no_test
         raise UserError(f"{origin}: the split {split!r} has no images: {remedy}, or give another --split")
     folder = writable_folder(output or checkpoint.parent / "evaluation", "--output")
+    gallery = new_gallery(settings, data)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{split} images", total=len(dataset))
         scores = evaluate_model(
@@ -68,6 +70,7 @@ def score_checkpoint(
             settings.precision,
             settings.workers,
             lambda: bar.advance(task),
+            gallery,
         )
     protocol = describe(settings, data)
     result: dict[str, Any] = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
@@ -80,5 +83,8 @@ def score_checkpoint(
     console.print(matrix_table(scores, data.classes))
     for line in protocol:
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"written: {folder / f'{split}.json'}, {folder / f'{split}.png'}", highlight=False, soft_wrap=True)
+    page = folder / f"{split}.html"
+    write_evaluation_page(page, result, settings, data, scores, gallery, device)
+    written = f"{folder / f'{split}.json'}, {folder / f'{split}.png'}, {page}"
+    console.print(f"written: {written}", highlight=False, soft_wrap=True)
     return result

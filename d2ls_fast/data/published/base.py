@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from d2ls_fast.data.palettes import PALETTES
 from d2ls_fast.data.raster import EXTENSIONS
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 Files = dict[str, Path]
 """Identifier of an image -> file."""
@@ -26,8 +26,10 @@ class Subsets(NamedTuple):
 class Matched(NamedTuple):
     """A subset, matched."""
 
-    pairs: dict[str, tuple[Path, Path]]
-    """Identifier -> image and mask."""
+    masks: dict[Path, Path]
+    """Image -> mask."""
+    found: set[str]
+    """Identifiers of all images found, masks or not."""
     left_out: set[str]
     """Identifiers of the subset that were left out."""
 
@@ -107,8 +109,19 @@ class PublishedDataset(ABC):
         """What the splits are made of under ``protocol``."""
         return self.paper if protocol == "paper" else self.honest
 
-    def match(self, root: Path, subset: str, variant: str | None, eroded: bool, left_out: Sequence[str]) -> Matched:
+    def match(
+        self,
+        root: Path,
+        subset: str,
+        variant: str | None,
+        eroded: bool,
+        left_out: Sequence[str],
+        faults: list[UserError] | None = None,
+    ) -> Matched:
         """The image and mask of every pair of a subset, without those ``left_out``.
+
+        Args:
+            faults: where given, receives an error for every single file instead of the first being raised.
 
         Raises:
             UserError: the subset is not there, an image without mask, or a mask without image; with how often.
@@ -118,20 +131,15 @@ class PublishedDataset(ABC):
         for identifier in absent_by_choice:
             images.pop(identifier, None)
             masks.pop(identifier, None)
-        bare = [identifier for identifier in images if identifier not in masks]
-        if bare:
-            raise UserError(
-                f"{images[bare[0]]}: image without a mask ({len(bare)} of {len(images)} in {self.title} {subset} have"
-                f" none); {self._remedy(bare[0])}"
-            )
-        stray = [identifier for identifier in masks if identifier not in images]
-        if stray:
-            raise UserError(
-                f"{masks[stray[0]]}: mask without an image ({len(stray)} of {len(masks)} in {self.title} {subset} have"
-                f" none); {self._remedy(stray[0])}"
-            )
-        pairs = {identifier: (image, masks[identifier]) for identifier, image in images.items()}
-        return Matched(pairs, absent_by_choice)
+        for what, files, others in (("image without a mask", images, masks), ("mask without an image", masks, images)):
+            lone = [identifier for identifier in files if identifier not in others]
+            for identifier in lone:
+                error = UserError(
+                    f"{files[identifier]}: {what} ({len(lone)} of {len(files)} in {self.title} {subset} have none);"
+                    f" {self._remedy(identifier)}"
+                )
+                raise_or_add(error, faults)
+        return Matched({images[key]: masks[key] for key in images if key in masks}, set(images), absent_by_choice)
 
     def _remedy(self, identifier: str) -> str:
         return f"expected below data.root is {self.layout}: add the file, or set data.leave_out=['{identifier}']"

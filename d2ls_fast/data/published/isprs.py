@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from d2ls_fast.data.published.base import Files, Matched, PublishedDataset, Subsets
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 
 class IsprsTiles(PublishedDataset):
@@ -49,13 +49,22 @@ class IsprsTiles(PublishedDataset):
             raise self.absent(root)
         return images, masks
 
-    def match(self, root: Path, subset: str, variant: str | None, eroded: bool, left_out: Sequence[str]) -> Matched:
+    def match(
+        self,
+        root: Path,
+        subset: str,
+        variant: str | None,
+        eroded: bool,
+        left_out: Sequence[str],
+        faults: list[UserError] | None = None,
+    ) -> Matched:
         tiles = self.tiles[subset]
-        found = super().match(root, subset, variant, eroded, left_out)
-        missing = [tile for tile in tiles if tile not in found.pairs and tile not in left_out]
-        if missing:
-            raise UserError(
-                f"{root}: tile {missing[0]} of {self.title} {subset} is not here ({len(missing)} of {len(tiles)} are"
-                f" missing); {self._remedy(missing[0])}"
+        matched = super().match(root, subset, variant, eroded, left_out, faults)
+        missing = [tile for tile in tiles if tile not in matched.found and tile not in left_out]
+        for tile in missing:
+            error = UserError(
+                f"{root}: tile {tile} of {self.title} {subset} is not here ({len(missing)} of {len(tiles)} are"
+                f" missing); {self._remedy(tile)}"
             )
-        return Matched(found.pairs, set(left_out) & set(tiles))
+            raise_or_add(error, faults)
+        return matched._replace(left_out=set(left_out) & set(tiles))
