@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.windows import Window
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.palettes import IGNORE_INDEX, Colour, hex_code
-from d2ls_fast.data.raster import read_mask
+from d2ls_fast.data.raster import Mask, read_mask
 from d2ls_fast.errors import UserError
 
 Labels = npt.NDArray[np.uint8]
@@ -51,14 +50,18 @@ class MaskReader:
             if settings.ignore_values is not None or value not in self._value_of:
                 self._value_of[value] = IGNORE_INDEX
 
-    def read(self, path: Path, window: Window | None = None) -> Labels:
-        """Labels of the mask at ``path``, or of a ``window`` of it (whose pixels alone are then checked).
+    def read(self, path: Path) -> Labels:
+        """Labels of the mask at ``path``.
 
         Raises:
             UnknownLabels: an undeclared colour or value (named with its count).
             UserError: unreadable, or the wrong kind of mask.
         """
-        values, palette, nodata = read_mask(path, window)
+        return self.labels(read_mask(path), path)
+
+    def labels(self, mask: Mask, path: Path) -> Labels:
+        """Labels of a mask (or a part of one) that was read from ``path``; raises like :meth:`read`."""
+        values, palette, nodata = mask
         if values.ndim == 3:
             if self._kind == "index":
                 raise UserError(f"{path}: an RGB mask, but masks: index is set; set masks: colour and declare colours")
