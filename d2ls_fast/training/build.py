@@ -79,6 +79,8 @@ def build_card(model: D2LS, data: DataSplits, settings: TrainSettings) -> ModelC
         mean=data.mean,
         std=data.std,
         scale=data.scale,
+        dataset=settings.data.dataset,
+        protocol=settings.protocol,
     )
 
 

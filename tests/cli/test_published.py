@@ -31,14 +31,17 @@ def test_train_and_evaluate_say_which_protocol_it_is(name: str, tmp_path: Path) 
     status, shown = call("train", *recipe)
     assert status == 0, shown
     assert f"protocol honest: train = {PUBLISHED[name].title} train" in shown and "compare with models" in shown
+    checkpoint = tmp_path / "run/best.safetensors"
     splits = ["val", "test"] if PUBLISHED[name].honest.test else ["val"]
     for split in splits:
-        status, shown = call("evaluate", *recipe, "--checkpoint", tmp_path / "run/best.safetensors", "--split", split)
+        status, shown = call("evaluate", *recipe, "--checkpoint", checkpoint, "--split", split)
         assert status == 0, shown
         assert "protocol honest" in shown
         result = json.loads((tmp_path / f"run/evaluation/{split}.json").read_text())
         assert result["protocol"][0].startswith("protocol honest") and sum(map(sum, result["matrix"])) > 0
         assert result["excluded_from_means"] == (["clutter"] if name in ("potsdam", "vaihingen") else [])
+    status, shown = call("evaluate", *recipe, "protocol=paper", "--checkpoint", checkpoint)
+    assert status == 2 and "best.safetensors: trained under protocol honest" in shown and "says paper" in shown
     if len(splits) == 1:
-        status, shown = call("evaluate", *recipe, "--checkpoint", tmp_path / "run/best.safetensors", "--split", "test")
+        status, shown = call("evaluate", *recipe, "--checkpoint", checkpoint, "--split", "test")
         assert status == 2 and PUBLISHED[name].no_test in shown
