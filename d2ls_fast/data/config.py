@@ -108,6 +108,8 @@ class DataSettings(SourceSettings):
 
     bands: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
     """Source bands in model order, counted from 1; by default all but alpha."""
+    grey_as_rgb: bool = False
+    """Images of one band are read as three equal ones, where they lie among RGB images (as in iSAID)."""
     nodata: float | None = None
     """Value of pixels without data where the file does not declare it; such pixels are unlabelled and read as the
     mean."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -30,8 +30,14 @@ class Pair:
     width: int
     """Size common to image and mask, in source pixels."""
     scale: float
+    grey_as_rgb: bool = False
+    """Whether the file has one band, which ``header`` then states as three equal ones."""
     padded_size: tuple[int, int] | None = None
     """Height and width with labelled padding; only :mod:`d2ls_fast.data.padding` gives any."""
+
+    def bands_in_file(self, bands: Sequence[int]) -> list[int]:
+        """Where ``bands`` are in the image file: the only one of a grey file that is read as RGB."""
+        return [1] * len(bands) if self.grey_as_rgb else list(bands)
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -131,16 +137,18 @@ def make_pair(settings: DataSettings, image: Path, mask: Path | None = None) -> 
             f"{mask}: mask is {other.height}x{other.width}, its image {image} is {header.height}x{header.width} "
             f"(height x width); make them equal, or set data.size_tolerance={off} to cut both to the common part"
         )
+    grey = settings.grey_as_rgb and header.count == 1
     name = image.relative_to(settings.root).as_posix()
     factors = [factor for pattern, factor in settings.scales.items() if fnmatchcase(name, pattern)]
     return Pair(
         name=name,
         image=image,
         mask=mask,
-        header=header,
+        header=replace(header, bands=(1, 2, 3), count=3) if grey else header,
         height=min(header.height, other.height),
         width=min(header.width, other.width),
         scale=factors[0] if factors else settings.scale,
+        grey_as_rgb=grey,
     )
 
 

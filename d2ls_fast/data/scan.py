@@ -93,7 +93,7 @@ class PairScanner:
         part = np.s_[..., : pair.height, : pair.width]
         image = valid = labels = None
         try:
-            values, _, declared = read_image(pair.image, self._bands)
+            values, _, declared = read_image(pair.image, pair.bands_in_file(self._bands))
             image = values[part]
             valid = valid_pixels(image, declared if self._nodata is None else self._nodata)
             scan.bands = [_count(band, valid) for band in image]

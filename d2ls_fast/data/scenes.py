@@ -86,7 +86,7 @@ class SceneOnDisk:
         masks: MaskReader,
     ) -> None:
         self._pair, self._image, self._mask = pair, image, mask
-        self._bands, self._nodata, self._masks = list(bands), nodata, masks
+        self._bands, self._nodata, self._masks = pair.bands_in_file(bands), nodata, masks
         self._grid = Grid((pair.height, pair.width), pair.size)
 
     def read(self, box: Box) -> Scene:

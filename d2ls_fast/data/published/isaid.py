@@ -14,7 +14,8 @@ MASK_ENDING = "_instance_color_RGB"
 class ISAID(PublishedDataset):
     """``{train,val}/**/<id>.png`` and ``<id>_instance_color_RGB.png``, however deep the archives were unpacked.
 
-    Windows of 896 pixels are read from the whole images; no patches are cut beforehand.
+    Windows of 896 pixels are read from the whole images; no patches are cut beforehand. Some images are panchromatic,
+    with a single band (DOTA's from GF-2 and JL-1): they are read as grey RGB.
     """
 
     name = "isaid"
@@ -28,7 +29,7 @@ class ISAID(PublishedDataset):
     figures = ""  # the authors of D2LS never ran it
 
     def defaults(self, variant: str | None) -> dict[str, Any]:
-        return super().defaults(variant) | {"masks": "colour", "eval_tile": 896}
+        return super().defaults(variant) | {"masks": "colour", "eval_tile": 896, "grey_as_rgb": True}
 
     def find(self, root: Path, subset: str, variant: str | None, eroded: bool) -> tuple[Files, Files]:
         folder = root / subset

@@ -214,6 +214,19 @@ def test_isaid_masks_may_lie_elsewhere_in_the_subset(tree):
     assert len(split_pairs(read("isaid", root)).train) == 2
 
 
+def test_panchromatic_images_of_isaid_are_read_as_grey_rgb(tree):
+    root = tree("isaid")
+    grey = np.random.default_rng(0).integers(0, 255, SIZE, np.uint8)
+    for image in root.glob("*/images/P000[03].png"):
+        save(image, grey)
+    for cached in (0.0, 1.0):
+        data = build_datasets(read("isaid", root, cache_gigabytes=cached, mean=[0.0] * 3, std=[1.0] * 3))
+        np.testing.assert_array_equal(data.val[0]["image"][:, : SIZE[0], : SIZE[1]], np.stack([grey] * 3))
+    fails_to_build = read("isaid", root, grey_as_rgb=False)
+    with pytest.raises(UserError, match=r"P0000.png: has 1 band\(s\), data.bands asks for band 3"):
+        build_datasets(fails_to_build)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "pattern"),
     [
