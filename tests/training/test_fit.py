@@ -32,6 +32,7 @@ OUTPUTS = {
     "last.ckpt",
     "last.safetensors",
     "metrics.csv",
+    "previous.ckpt",
     "report.json",
     "settings.yaml",
     "tensorboard",
