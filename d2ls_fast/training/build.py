@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from d2ls_fast.data import DataSplits, Item
 from d2ls_fast.errors import UserError
+from d2ls_fast.models.base import SegmentationModel
+from d2ls_fast.models.build import build_model
 from d2ls_fast.models.checkpoint import ModelCard
-from d2ls_fast.models.model import D2LS, create_model
 from d2ls_fast.nn.losses import D2LSLoss
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.log import CsvLog
@@ -26,7 +27,7 @@ from d2ls_fast.training.module import SegmentationModule
 from d2ls_fast.training.sampling import TrainingStream
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-TERMS = ("cross_entropy", "dice", "auxiliary", "contrastive")
+TERMS = ("cross_entropy", "mask", "dice", "auxiliary", "contrastive")
 COLUMNS = ("loss", *(f"loss_{term}" for term in TERMS), "lr", "mean_iou", "mean_f1", "overall_accuracy")
 
 
@@ -35,10 +36,10 @@ def build_module(settings: TrainSettings, data: DataSplits, total_steps: int, fr
     arguments = settings.model.arguments()
     if not fresh:
         arguments["pretrained"] = False
-    model = create_model(num_classes=len(data.classes), in_chans=len(data.bands), **arguments)
+    model = build_model(num_classes=len(data.classes), in_chans=len(data.bands), **arguments)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    module = SegmentationModule(model, build_loss(settings, data), settings, total_steps)
+    module = SegmentationModule(model, model.training_loss(build_loss(settings, data)), settings, total_steps)
     if settings.compile:
         module.model.compile()
     return module
@@ -56,7 +57,7 @@ def build_loss(settings: TrainSettings, data: DataSplits) -> D2LSLoss:
     return D2LSLoss(**settings.loss.model_dump())
 
 
-def build_card(model: D2LS, data: DataSplits, settings: TrainSettings) -> ModelCard:
+def build_card(model: SegmentationModel, data: DataSplits, settings: TrainSettings) -> ModelCard:
     """What the checkpoint says about the model."""
     return ModelCard(
         model=model.config,

@@ -8,27 +8,26 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2ls_fast.errors import UserError
-from d2ls_fast.models.model import D2LS
-from d2ls_fast.nn.losses import D2LSLoss
+from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.optim import averaged_copy, learning_rate_factor, parameter_groups
 from d2ls_fast.training.resume import IDENTITY, identity
 
 
 class SegmentationModule(LightningModule):
-    """A D2LS model, its loss, its optimizer and, when asked for, its averaged weights.
+    """A segmentation model, its loss, its optimizer and, when asked for, its averaged weights.
 
     Args:
         model: the network that learns.
-        loss: gives the total loss and its terms from ``D2LSOutput`` and labels.
+        loss: gives the total loss and its terms from the model's training output and labels.
         settings: the recipe.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
     """
 
-    def __init__(self, model: D2LS, loss: D2LSLoss, settings: TrainSettings, total_steps: int) -> None:
+    def __init__(self, model: SegmentationModel, loss: nn.Module, settings: TrainSettings, total_steps: int) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
@@ -37,10 +36,10 @@ class SegmentationModule(LightningModule):
         self.average = None if settings.ema is None else averaged_copy(model, settings.ema)
 
     @property
-    def kept(self) -> D2LS:
+    def kept(self) -> SegmentationModel:
         """The weights to evaluate and keep: the averaged ones where averaging is on."""
         kept = self.model if self.average is None else self.average.module
-        assert isinstance(kept, D2LS)
+        assert isinstance(kept, SegmentationModel)
         return kept
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
