@@ -73,3 +73,7 @@ for command in (train, evaluate, predict, bench, info):
 def main() -> None:
     """Entry point of the console script."""
     app(prog_name="d2ls-fast")
+
+
+if __name__ == "__main__":
+    main()

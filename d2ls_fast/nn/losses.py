@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_fast.nn.classifier import PixelScores
-from d2ls_fast.ops._segmentation import Compat, cross_entropy_sum, dice_sums, mean_cross_entropy, mean_dice
+from d2ls_fast.nn.distributed import sum_over_processes
+from d2ls_fast.ops._segmentation import (
+    Compat,
+    SegmentationSums,
+    cross_entropy_sum,
+    dice_sums,
+    mean_cross_entropy,
+    mean_dice,
+    segmentation_means,
+    segmentation_sums_of_logits,
+)
 
 
 class TrainingOutput(Protocol):
@@ -95,6 +105,9 @@ class D2LSLoss(nn.Module):
     ``ce(logits) + dice_weight * dice(logits) + auxiliary_weight * ce(aux_logits) + contrastive_weight * contrastive``,
     with ce = :func:`soft_cross_entropy` and dice = :func:`dice_loss`. Terms the output does not have are left out.
 
+    In training mode, where ``torch.distributed`` runs, every process gets the loss of all batches joined, and gradients
+    whose mean over the processes (DDP, FSDP) is that loss's: see :mod:`d2ls_fast.nn.distributed`.
+
     Args:
         smoothing: label smoothing of both cross-entropies, in [0, 1).
         dice_weight: weight of the dice term; 0 leaves it out.
@@ -169,26 +182,33 @@ class D2LSLoss(nn.Module):
         else:
             logits, aux_logits, contrastive = output.logits, output.aux_logits, output.contrastive
         self._check(logits, target)
-        cross_entropy, dice = self._loss(logits, target, bool(self.dice_weight))
-        terms = {"cross_entropy": cross_entropy}
-        if dice is not None:
-            terms["dice"] = self.dice_weight * dice
+        sums = [self._sums(logits, target, bool(self.dice_weight))]
         if aux_logits is not None and self.auxiliary_weight:
-            terms["auxiliary"] = self.auxiliary_weight * self._loss(aux_logits, target, False)[0]
+            sums.append(self._sums(aux_logits, target, False))
+        (cross_entropy, dice), *others = self._means(sums)
+        terms = {"cross_entropy": cross_entropy}
+        if self.dice_weight:
+            terms["dice"] = self.dice_weight * dice
+        if others:
+            terms["auxiliary"] = self.auxiliary_weight * others[0][0]
         if contrastive is not None and self.contrastive_weight:
             terms["contrastive"] = self.contrastive_weight * contrastive
         total = torch.stack(list(terms.values())).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
-    def _loss(self, logits: Tensor | PixelScores, target: Tensor, with_dice: bool) -> tuple[Tensor, Tensor | None]:
-        weights, ignore_index, compat = self.class_weights, self.ignore_index, self.compat
+    def _sums(self, logits: Tensor | PixelScores, target: Tensor, with_dice: bool) -> SegmentationSums:
+        weights = self.class_weights
         if isinstance(logits, PixelScores):
-            cross_entropy, dice = logits.segmentation_loss(
-                target, self.smoothing, self.dice_smooth, weights, ignore_index, compat
-            )
-            return cross_entropy, dice if with_dice else None
-        cross_entropy = soft_cross_entropy(logits, target, self.smoothing, weights, ignore_index, compat)
-        return cross_entropy, dice_loss(logits, target, self.dice_smooth, ignore_index, compat) if with_dice else None
+            return logits.segmentation_sums(target, self.smoothing, weights, self.ignore_index)
+        return segmentation_sums_of_logits(logits, target, weights, self.smoothing, self.ignore_index, with_dice)
+
+    def _means(self, sums: list[SegmentationSums]) -> list[tuple[Tensor, Tensor]]:
+        """Cross-entropy and dice of each prediction, over the batches of all processes."""
+        if self.training:
+            flat = sum_over_processes([part for prediction in sums for part in prediction])
+            size = len(SegmentationSums._fields)
+            sums = [SegmentationSums(*flat[i : i + size]) for i in range(0, len(flat), size)]
+        return [segmentation_means(each, self.class_weights, self.dice_smooth, self.compat) for each in sums]
 
     def _check(self, logits: Tensor | PixelScores, target: Tensor) -> None:
         shape = tuple(logits.shape)

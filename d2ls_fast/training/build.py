@@ -21,9 +21,11 @@ from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.models.build import build_model
 from d2ls_fast.models.checkpoint import ModelCard
 from d2ls_fast.nn.losses import D2LSLoss
+from d2ls_fast.training.batch_norm import join_batch_norms
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.log import CsvLog
 from d2ls_fast.training.module import SegmentationModule
+from d2ls_fast.training.parallel import Processes, RankShare, pick_strategy
 from d2ls_fast.training.sampling import TrainingStream
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -31,15 +33,27 @@ TERMS = ("cross_entropy", "mask", "dice", "auxiliary", "contrastive")
 COLUMNS = ("loss", *(f"loss_{term}" for term in TERMS), "lr", "mean_iou", "mean_f1", "overall_accuracy")
 
 
-def build_module(settings: TrainSettings, data: DataSplits, total_steps: int, fresh: bool) -> SegmentationModule:
+def build_module(
+    settings: TrainSettings,
+    data: DataSplits,
+    total_steps: int,
+    fresh: bool,
+    steps_per_epoch: int = 1,
+    device: str = "cpu",
+    processes: Processes = Processes(),  # noqa: B008 (immutable)
+) -> SegmentationModule:
     """Model, loss and optimizer. A ``fresh`` run starts from the pretrained weights, a resumed one from its state."""
     arguments = settings.model.arguments()
     if not fresh:
         arguments["pretrained"] = False
     model = build_model(num_classes=len(data.classes), in_chans=len(data.bands), **arguments)
-    if settings.channels_last:
+    if processes.world > 1:
+        join_batch_norms(model, device)
+    sharded = processes.world > 1 and settings.strategy == "fsdp"
+    if settings.channels_last and not sharded:  # FSDP divides contiguous parameters only
         model = model.to(memory_format=torch.channels_last)
-    module = SegmentationModule(model, model.training_loss(build_loss(settings, data)), settings, total_steps)
+    loss = model.training_loss(build_loss(settings, data))
+    module = SegmentationModule(model, loss, settings, total_steps, steps_per_epoch, sharded)
     if settings.compile:
         module.model.compile()
     return module
@@ -70,14 +84,20 @@ def build_card(model: SegmentationModel, data: DataSplits, settings: TrainSettin
     )
 
 
-def build_loader(settings: TrainSettings, data: DataSplits, total_steps: int, first_step: int) -> DataLoader[Item]:
-    """Batches of the steps from ``first_step`` to the end of the run."""
-    per_step = settings.batch_size * settings.accumulate
+def build_loader(
+    settings: TrainSettings,
+    data: DataSplits,
+    total_steps: int,
+    first_step: int,
+    processes: Processes = Processes(),  # noqa: B008 (immutable)
+) -> DataLoader[Item]:
+    """This process's share of the batches of the steps from ``first_step`` to the end of the run."""
+    per_step = settings.batch_size * settings.accumulate * processes.world
     stream = TrainingStream(data.train, total_steps * per_step, settings.seed)
     return DataLoader(
         stream,
         batch_size=settings.batch_size,
-        sampler=range(first_step * per_step, len(stream)),
+        sampler=RankShare(first_step * per_step, len(stream), settings.batch_size, processes),
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
         pin_memory=settings.device != "cpu" and torch.cuda.is_available(),
@@ -92,15 +112,21 @@ def build_trainer(
     total_steps: int,
     resume_step: int | None,
     callbacks: list[Callback],
+    processes: Processes = Processes(),  # noqa: B008 (immutable)
 ) -> Trainer:
     """A Lightning trainer that only trains and logs; validation and saving are the callbacks' work."""
-    loggers: list[Logger] = [CsvLog(folder / metrics_file, COLUMNS, resume_step)]
-    if find_spec("tensorboard") is not None:
+    loggers: list[Logger] = []
+    if processes.rank == 0:
+        loggers.append(CsvLog(folder / metrics_file, COLUMNS, resume_step))
+    if processes.rank == 0 and find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     with _quiet():
         return Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
+            devices=processes.local,
+            num_nodes=processes.world // processes.local,
+            strategy=pick_strategy(settings, processes),
+            use_distributed_sampler=False,
             precision=PRECISIONS[settings.precision],  # type: ignore[arg-type]
             max_steps=total_steps,
             max_epochs=-1,

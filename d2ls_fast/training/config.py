@@ -63,13 +63,23 @@ class LossSettings(Settings):
     compat: Literal["corrected", "release"] = "corrected"
 
 
+class LookaheadSettings(Settings):
+    """Lookahead around the optimizer: every ``steps`` steps the weights go back to ``alpha`` of the way they came."""
+
+    steps: int = Field(5, ge=1)
+    alpha: float = Field(0.5, gt=0, le=1)
+
+
 class OptimizerSettings(Settings):
-    """AdamW. The backbone learns at ``lr * backbone_lr``; norms, biases and other vectors are not decayed."""
+    """AdamW. The backbone learns at ``lr * backbone_lr``; norms, biases and other vectors are not decayed unless
+    ``decay_vectors`` says so."""
 
     lr: float = Field(1e-3, gt=0)
     backbone_lr: float = Field(1.0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    decay_vectors: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
+    lookahead: LookaheadSettings | None = None
 
 
 class ScheduleSettings(Settings):
@@ -79,6 +89,7 @@ class ScheduleSettings(Settings):
     warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
     final: float = Field(0.0, ge=0, le=1)
     power: float = Field(0.9, gt=0, description="exponent of the polynomial decay")
+    per_epoch: bool = Field(False, description="the rate changes at the start of an epoch only, not at every step")
 
 
 class TrainSettings(Settings):
@@ -100,9 +111,16 @@ class TrainSettings(Settings):
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one optimizer step")
     evaluate_every: int | None = Field(None, ge=1, description="optimizer steps between validations; null: each epoch")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="optimizer steps between saved states of the run; null: at validations only"
+    )
     exclude_from_means: list[str] = Field([], description="class names that mean IoU and mean F1 leave out")
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="processes on this machine, one per GPU; auto: those that torchrun started, else one"
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field("auto", description="how several processes share the work")
     precision: Literal["32", "bf16", "fp16"] = "32"
     compile: bool = False
     channels_last: bool = True

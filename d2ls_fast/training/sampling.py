@@ -42,6 +42,11 @@ class TrainingStream(Dataset[Item]):
             return self.items[self._order[offset]]
 
 
+def seed_batch(seed: int, number: int) -> None:
+    """Seed torch's default generators for batch ``number`` of a run: what dropout draws depends on nothing earlier."""
+    torch.manual_seed(_mix(seed + 2, number))
+
+
 def _mix(seed: int, number: int) -> int:
     """A seed from two numbers such that neighbours share nothing (splitmix64)."""
     value = (seed * 0x9E3779B97F4A7C15 + number + 1) * 0xBF58476D1CE4E5B9 % 2**64

@@ -30,6 +30,7 @@ OUTPUTS = {
     "last.ckpt",
     "last.safetensors",
     "metrics.csv",
+    "previous.ckpt",
     "report.json",
     "settings.yaml",
     "tensorboard",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d2ls_fast.models.backbones import Backbone
 from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.models.peers.peer import enlarged
+from d2ls_fast.nn.distributed import sum_over_processes
 from d2ls_fast.nn.pyramid import PyramidNeck
 
 _STRIDE = 4
@@ -66,7 +67,7 @@ class ClassPrototypes(nn.Module):
 
     @torch.no_grad()
     def learn(self, pixels: Tensor, target: Tensor, ignore_index: int = 255) -> None:
-        """Move the prototypes towards the means of this batch, over all processes when ``torch.distributed`` runs.
+        """Move the prototypes towards the means of this batch, taken over all processes of the run.
 
         Args:
             pixels: unit embeddings ``[B, C, h, w]``.
@@ -78,10 +79,7 @@ class ClassPrototypes(nn.Module):
         members = F.pad((labels == classes).float(), (0, right, 0, below))
         weights = F.avg_pool2d(members, _STRIDE)
         sums = torch.einsum("bkhw,bchw->kc", weights, pixels.float())
-        totals = weights.sum((0, 2, 3))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-            torch.distributed.all_reduce(totals)
+        sums, totals = sum_over_processes([sums, weights.sum((0, 2, 3))])
         seen = (totals > 0).unsqueeze(1)
         kept = (self.appearances / (10 + self.appearances)).clamp_max(0.99).unsqueeze(1)
         means = sums / totals.clamp_min(1e-6).unsqueeze(1)

@@ -15,13 +15,14 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.backbones import Backbone
 from d2ls_fast.models.peers.peer import Peer
+from d2ls_fast.nn.distributed import world_size
 
 
 class _Head(UperNetHead):
     """The head of ``transformers``, with a word about the one batch it cannot be trained on."""
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        if self.training and len(features[-1]) == 1:
+        if self.training and len(features[-1]) * world_size() == 1:
             # Its first pooling leaves one value a channel and image, which batch normalisation cannot normalise.
             raise UserError("UPerNet normalises over the batch and cannot train on one image; use batch_size=2 or more")
         scores: Tensor = super().forward(features)
