@@ -72,7 +72,7 @@ class Mask2Former(SegmentationModel):
         output: QueryOutput = self.head(self.backbone(self.padded(images)))
         if self.training:
             return output
-        classes, masks = output.classes[-1].float(), output.masks[-1].float()
+        classes, masks = (layers[-1].to(torch.promote_types(layers[-1].dtype, torch.float32)) for layers in output)
         scores = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
         return enlarged(scores, images).clamp_min(_SMALLEST_SCORE).log()
 
