@@ -31,10 +31,11 @@ from d2ls_fast.cli.predict import predict
 from d2ls_fast.cli.train import train
 from d2ls_fast.config import load_settings
 from d2ls_fast.data import DataSplits, build_datasets
+from d2ls_fast.data.pictures import rgb_bands, stretch
 from d2ls_fast.errors import UserError
 from d2ls_fast.files import replacing, write_json
 from d2ls_fast.inference.predictor import Predictor
-from d2ls_fast.inference.render import side_by_side, stretch
+from d2ls_fast.inference.render import side_by_side
 from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.fit import METRICS, REPORT, SETTINGS
@@ -112,8 +113,7 @@ def draw_tiles(checkpoint: Path, data: DataSplits, split: Split, path: Path) -> 
     rows = []
     for item in items:
         image = item["image"].numpy() * std + mean
-        colours = image[:3] if len(image) >= 3 else image[[0, 0, 0]]
-        parts = (stretch(colours), item["label"].numpy().astype(np.uint8), predictor.predict(image))
+        parts = (stretch(rgb_bands(image)), item["label"].numpy().astype(np.uint8), predictor.predict(image))
         zoom = max(1, 320 // image.shape[-1])
         rows.append(tuple(part.repeat(zoom, axis=0).repeat(zoom, axis=1) for part in parts))
     with replacing(path) as temporary:

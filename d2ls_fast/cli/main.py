@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from d2ls_fast.cli.ablate import ablate
 from d2ls_fast.cli.bench import bench
+from d2ls_fast.cli.data import data
 from d2ls_fast.cli.evaluate import evaluate
 from d2ls_fast.cli.info import info
 from d2ls_fast.cli.predict import predict
@@ -69,6 +70,7 @@ app = typer.Typer(
 )
 for command in (train, evaluate, predict, bench, ablate, info):
     app.command()(command)
+app.add_typer(data)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.windows import Window
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.palettes import IGNORE_INDEX, Colour, hex_code
@@ -15,6 +16,20 @@ from d2ls_fast.data.raster import read_mask
 from d2ls_fast.errors import UserError
 
 Labels = npt.NDArray[np.uint8]
+
+
+class UnknownLabels(UserError):
+    """A mask holds values or colours that no class declares.
+
+    Attributes:
+        labels: of the mask, with 255 where the value is unknown.
+        counts: pixels of each unknown value or colour.
+    """
+
+    def __init__(self, message: str, labels: Labels, counts: dict[str, int]) -> None:
+        super().__init__(message)
+        self.labels = labels
+        self.counts = counts
 
 
 class MaskReader:
@@ -36,13 +51,14 @@ class MaskReader:
             if settings.ignore_values is not None or value not in self._value_of:
                 self._value_of[value] = IGNORE_INDEX
 
-    def read(self, path: Path) -> Labels:
-        """Labels of the mask at ``path``.
+    def read(self, path: Path, window: Window | None = None) -> Labels:
+        """Labels of the mask at ``path``, or of a ``window`` of it (whose pixels alone are then checked).
 
         Raises:
-            UserError: unreadable, an undeclared colour or value (named with its count), or the wrong kind of mask.
+            UnknownLabels: an undeclared colour or value (named with its count).
+            UserError: unreadable, or the wrong kind of mask.
         """
-        values, palette, nodata = read_mask(path)
+        values, palette, nodata = read_mask(path, window)
         if values.ndim == 3:
             if self._kind == "index":
                 raise UserError(f"{path}: an RGB mask, but masks: index is set; set masks: colour and declare colours")
@@ -72,10 +88,12 @@ class MaskReader:
         if not self._ignore_unknown and not known.all():
             stray, counts = np.unique(values[~known], return_counts=True)
             worst = int(counts.argmax())
-            raise UserError(
+            raise UnknownLabels(
                 f"{path}: value {stray[worst].item()} is in {counts[worst]} pixels but in no class{_others(stray)}; "
                 f"declared are {_shorten(sorted(table))}: give a class this value, add it to ignore_values, or set "
-                "ignore_unknown: true"
+                "ignore_unknown: true",
+                labels,
+                {str(value): int(count) for value, count in zip(stray, counts, strict=True)},
             )
         return labels
 
@@ -100,12 +118,14 @@ class MaskReader:
         if not self._ignore_unknown and not known.all():
             stray, counts = np.unique(codes[~known], return_counts=True)
             worst = int(counts.argmax())
-            shade = hex_code(int(stray[worst]).to_bytes(3, "big"))
+            shades = [hex_code(int(code).to_bytes(3, "big")) for code in stray]
             declared = _shorten(hex_code(colour) for colour in [*self._colours, *self._ignored_colours])
-            raise UserError(
-                f"{path}: colour {shade} is in {counts[worst]} pixels but in no class{_others(stray)}; "
+            raise UnknownLabels(
+                f"{path}: colour {shades[worst]} is in {counts[worst]} pixels but in no class{_others(stray)}; "
                 f"declared are {declared}: give a class this colour, add it to ignore_colours, or set "
-                "ignore_unknown: true (masks: index if the stored indices are meant)"
+                "ignore_unknown: true (masks: index if the stored indices are meant)",
+                labels,
+                dict(zip(shades, counts.tolist(), strict=True)),
             )
         return labels
 

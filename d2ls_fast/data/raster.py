@@ -27,6 +27,8 @@ from d2ls_fast.files import replacing
 
 EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif")
 _DRIVERS = ["PNG", "JPEG", "GTiff", "JP2OpenJPEG", "BMP", "GIF"]
+WINDOWED = ("GTiff", "JP2OpenJPEG")
+"""Formats that are read by windows; others decode from the top at every read, so they are read once, whole."""
 _RGB = (1, 2, 3)
 Array = npt.NDArray[Any]
 
@@ -129,8 +131,16 @@ def read_image(
         return source.read(list(chosen), window=window), _georeference(source), source.nodata
 
 
-def read_mask(path: str | os.PathLike[str]) -> tuple[Array, npt.NDArray[np.uint8] | None, float | None]:
-    """Stored values of a mask.
+def is_windowed(path: str | os.PathLike[str]) -> bool:
+    """Whether a window of the file can be read without decoding what is above it; see :data:`WINDOWED`."""
+    with open_raster(path) as source:
+        return source.driver in WINDOWED
+
+
+def read_mask(
+    path: str | os.PathLike[str], window: Window | None = None
+) -> tuple[Array, npt.NDArray[np.uint8] | None, float | None]:
+    """Stored values of a mask, or of a ``window`` of it.
 
     Returns:
         ``(values, palette, nodata)``: values [h, w] (index or palette mode) or [h, w, 3] (RGB, alpha dropped); palette
@@ -141,9 +151,9 @@ def read_mask(path: str | os.PathLike[str]) -> tuple[Array, npt.NDArray[np.uint8
     """
     with open_raster(path) as source:
         if source.count in (1, 2) and len(_colour_bands(source)) == 1:
-            return source.read(1), _palette(source), source.nodata
+            return source.read(1, window=window), _palette(source), source.nodata
         if source.count in (3, 4):
-            return np.moveaxis(source.read([1, 2, 3]), 0, -1), None, source.nodata
+            return np.moveaxis(source.read([1, 2, 3], window=window), 0, -1), None, source.nodata
         raise UserError(f"{path}: a mask has one band or is RGB, this one has {source.count} bands; export it again")
 
 

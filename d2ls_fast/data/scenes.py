@@ -1,28 +1,29 @@
-"""Reading a pair into memory: bands chosen, labels converted, resampled, kept up to a memory budget."""
+"""Reading pairs: bands chosen, labels converted, resampled; whole into memory up to a budget, else by windows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from d2ls_fast.data.config import DataSettings
+from d2ls_fast.data.crops import Box
 from d2ls_fast.data.folder import Pair
-from d2ls_fast.data.labels import MaskReader
+from d2ls_fast.data.labels import Labels, MaskReader
 from d2ls_fast.data.palettes import IGNORE_INDEX
-from d2ls_fast.data.raster import read_image
-from d2ls_fast.data.transforms import resample, resample_labels
+from d2ls_fast.data.raster import is_windowed, read_image
+from d2ls_fast.data.windows import Grid, as_window
 
 
 class Scene(NamedTuple):
-    """One image with its labels, in raw units."""
+    """One image with its labels, in raw units, whole or a part of it."""
 
     image: npt.NDArray[Any]
     """[bands, h, w], source dtype."""
-    labels: npt.NDArray[np.uint8]
+    labels: Labels
     """[h, w], class index or 255."""
     valid: npt.NDArray[np.bool_] | None
     """[h, w], False where the image has no data; None where it has data everywhere."""
@@ -33,10 +34,87 @@ class Scene(NamedTuple):
         return self.image.nbytes + self.labels.nbytes + (0 if self.valid is None else self.valid.nbytes)
 
 
+class SceneView(Protocol):
+    """Access to the parts of a scene; a box is top, left, height and width in pixels of ``pair.size``."""
+
+    def read(self, box: Box) -> Scene:
+        """Image and labels in a box."""
+        ...
+
+    def labels(self, box: Box) -> Labels:
+        """The labels alone, the same as those of :meth:`read`."""
+        ...
+
+
+class SceneInMemory:
+    """The view of a scene that was read whole."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def read(self, box: Box) -> Scene:
+        top, left, height, width = box
+        part = np.s_[top : top + height, left : left + width]
+        valid = None if self._scene.valid is None else self._scene.valid[part]
+        return Scene(self._scene.image[(slice(None), *part)], self._scene.labels[part], valid)
+
+    def labels(self, box: Box) -> Labels:
+        top, left, height, width = box
+        return self._scene.labels[top : top + height, left : left + width]
+
+
+class SceneOnDisk:
+    """The view of a scene of which only the boxes asked for are read.
+
+    Args:
+        pair: the files; the image's format must allow windows.
+        bands: source bands in model order.
+        nodata: value of pixels without data where the file does not declare it.
+        masks: reads the mask.
+        mask: the whole mask's labels in source pixels, where its format does not allow windows.
+    """
+
+    def __init__(
+        self, pair: Pair, bands: Sequence[int], nodata: float | None, masks: MaskReader, mask: Labels | None = None
+    ) -> None:
+        self._pair, self._nodata, self._masks, self._mask = pair, nodata, masks, mask
+        self._bands = pair.bands_in_file(bands)
+        self._grid = Grid((pair.height, pair.width), pair.size)
+
+    def read(self, box: Box) -> Scene:
+        grid = self._grid
+        around = grid.image_source(box)
+        image, _, declared = read_image(self._pair.image, self._bands, as_window(around))
+        valid = valid_pixels(image, declared if self._nodata is None else self._nodata)
+        labels = self._read_labels(box)
+        if valid is None:
+            return Scene(grid.resample_image(image, None, box), labels, None)
+        kept = grid.pick(valid, around, box)
+        labels = np.where(kept, labels, np.uint8(IGNORE_INDEX))
+        return Scene(grid.resample_image(image, valid, box), labels, None if kept.all() else kept)
+
+    def labels(self, box: Box) -> Labels:
+        may_lack_data = self._nodata is not None or self._pair.header.nodata is not None
+        if may_lack_data or np.dtype(self._pair.header.dtype).kind == "f":
+            return self.read(box).labels
+        return self._read_labels(box)
+
+    def _read_labels(self, box: Box) -> Labels:
+        around = self._grid.label_source(box)
+        top, left, height, width = around
+        if self._mask is not None:
+            labels = self._mask[top : top + height, left : left + width]
+        else:
+            labels = self._masks.read(self._pair.mask, as_window(around))
+        return self._grid.pick(labels, around, box)
+
+
 class SceneReader:
     """Reads pairs as declared in the settings and keeps those that fit into ``settings.cache_gigabytes``.
 
     Kept images stay for good: with random access to more than fits, throwing the oldest out would only read more often.
+    What does not fit is read by windows where the format allows it; else it is decoded whole, and only the last one is
+    held.
     """
 
     def __init__(self, settings: DataSettings, bands: Sequence[int]) -> None:
@@ -45,29 +123,52 @@ class SceneReader:
         self._masks = MaskReader(settings)
         self._budget = int(settings.cache_gigabytes * 1e9)
         self._kept: dict[str, Scene] = {}
+        self._kept_masks: dict[str, Labels] = {}
+        self._windowed: dict[Path, bool] = {}
+        self._last: tuple[str, Scene] | None = None
+        self._last_mask: tuple[str, Labels] | None = None
+
+    def view(self, pair: Pair) -> SceneView:
+        """The scene of ``pair``, to be read by boxes; :class:`UserError` where a file is bad."""
+        too_large = pair.name not in self._kept and _size_in_memory(pair, self._bands) > self._budget
+        if too_large and self._is_windowed(pair.image):
+            mask = None if self._is_windowed(pair.mask) else self._whole_mask(pair)
+            return SceneOnDisk(pair, self._bands, self._nodata, self._masks, mask)
+        return SceneInMemory(self.read(pair))
 
     def read(self, pair: Pair) -> Scene:
-        """The scene of ``pair``, of size ``pair.size``; :class:`UserError` where a file is bad."""
+        """The whole scene of ``pair``, of size ``pair.size``; :class:`UserError` where a file is bad."""
         scene = self._kept.get(pair.name)
+        if scene is None and self._last is not None and self._last[0] == pair.name:
+            scene = self._last[1]
         if scene is None:
-            scene = self._load(pair)
+            whole = SceneOnDisk(pair, self._bands, self._nodata, self._masks, self._masks.read(pair.mask))
+            scene = whole.read((0, 0, *pair.size))
             if scene.nbytes <= self._budget:
                 self._budget -= scene.nbytes
                 self._kept[pair.name] = scene
+            else:
+                self._last = pair.name, scene
         return scene
 
-    def _load(self, pair: Pair) -> Scene:
-        image, _, declared = read_image(pair.image, self._bands)
-        image = image[:, : pair.height, : pair.width]
-        labels = self._masks.read(pair.mask)[: pair.height, : pair.width]
-        valid = valid_pixels(image, declared if self._nodata is None else self._nodata)
-        if valid is not None:
-            labels[~valid] = IGNORE_INDEX
-        if pair.size == (pair.height, pair.width):
-            return Scene(image, labels, valid)
-        small_labels = resample_labels(torch.from_numpy(labels), pair.size).numpy()
-        small_valid = None if valid is None else resample_labels(torch.from_numpy(valid), pair.size).numpy()
-        return Scene(_resample_image(image, valid, pair.size), small_labels, small_valid)
+    def _is_windowed(self, path: Path) -> bool:
+        if path not in self._windowed:
+            self._windowed[path] = is_windowed(path)
+        return self._windowed[path]
+
+    def _whole_mask(self, pair: Pair) -> Labels:
+        """The labels of a mask without windows, in source pixels, kept like the scenes."""
+        mask = self._kept_masks.get(pair.name)
+        if mask is None and self._last_mask is not None and self._last_mask[0] == pair.name:
+            mask = self._last_mask[1]
+        if mask is None:
+            mask = self._masks.read(pair.mask)
+            if mask.nbytes <= self._budget:
+                self._budget -= mask.nbytes
+                self._kept_masks[pair.name] = mask
+            else:
+                self._last_mask = pair.name, mask
+        return mask
 
 
 def valid_pixels(image: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[np.bool_] | None:
@@ -81,15 +182,6 @@ def valid_pixels(image: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[n
     return None if valid.all() else valid
 
 
-def _resample_image(
-    image: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None, size: tuple[int, int]
-) -> npt.NDArray[Any]:
-    values = image.astype(np.float32)
-    if valid is not None and valid.any():
-        # Pixels without data take the mean of the others, so that their value does not bleed over the edge.
-        values[:, ~valid] = values[:, valid].mean(axis=1, keepdims=True)
-    resized = resample(torch.from_numpy(values), size).numpy()
-    if np.issubdtype(image.dtype, np.integer):
-        limits = np.iinfo(image.dtype)
-        resized = np.clip(np.rint(resized), limits.min, limits.max)
-    return resized.astype(image.dtype)
+def _size_in_memory(pair: Pair, bands: Sequence[int]) -> int:
+    """Bytes of image and labels of the whole scene."""
+    return pair.size[0] * pair.size[1] * (len(bands) * np.dtype(pair.header.dtype).itemsize + 1)

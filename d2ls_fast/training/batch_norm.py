@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional as collective
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 
 def join_batch_norms(model: nn.Module, device: str) -> nn.Module:
@@ -47,18 +46,18 @@ class JoinedBatchNorm2d(nn.BatchNorm2d):
         self.after = nn.Sequential(*extras)
 
     def forward(self, input: Tensor) -> Tensor:
-        joined = self.training and torch.distributed.is_initialized()
+        joined = self.training and distributed.is_initialized()
         result: Tensor = self.after(self._joined(input) if joined else super().forward(input))
         return result
 
     @torch.compiler.disable  # collectives inside a backbone cannot be traced
     def _joined(self, input: Tensor) -> Tensor:
         x = input.float()
-        mean = _average(x.mean((0, 2, 3)))
+        mean = _Average.apply(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
-        variance = _average(centred.square().mean((0, 2, 3)))
+        variance = _Average.apply(centred.square().mean((0, 2, 3)))
         if self.track_running_stats:
-            self._track(mean.detach(), variance.detach(), x.numel() // len(mean) * torch.distributed.get_world_size())
+            self._track(mean.detach(), variance.detach(), x.numel() // len(mean) * distributed.get_world_size())
         scale = torch.rsqrt(variance + self.eps)
         if not self.affine:
             return (centred * scale[:, None, None]).to(input.dtype)
@@ -74,6 +73,15 @@ class JoinedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / max(1, count - 1)), rate)
 
 
-def _average(share: Tensor) -> Tensor:
-    total: Tensor = collective.all_reduce(share)
-    return total / torch.distributed.get_world_size()
+class _Average(torch.autograd.Function):
+    """The mean over the processes, which is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        total = share.clone()
+        distributed.all_reduce(total)
+        return total / distributed.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Average.forward(ctx, gradients[0])

@@ -93,7 +93,7 @@ def build_loader(
 ) -> DataLoader[Item]:
     """This process's share of the batches of the steps from ``first_step`` to the end of the run."""
     per_step = settings.batch_size * settings.accumulate * processes.world
-    stream = TrainingStream(data.train, total_steps * per_step, settings.seed)
+    stream = TrainingStream(data.train, total_steps * per_step, settings.seed, per_step)
     return DataLoader(
         stream,
         batch_size=settings.batch_size,

@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from d2ls_fast.config import Settings
 from d2ls_fast.data.config import DataSettings
+from d2ls_fast.data.published.settings import Protocol
 from d2ls_fast.data.transforms import AugmentSettings
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.build import PEER_OPTIONS, ModelName
@@ -99,6 +100,8 @@ class TrainSettings(Settings):
     seed: int = Field(42, ge=0)
     output: Path = Field(Path("runs/d2ls"), description="folder that receives everything the run writes")
 
+    protocol: Protocol = Field("honest", description="which published subsets train, choose the model and score it")
+
     model: ModelSettings
     data: DataSettings
     augment: AugmentSettings = AugmentSettings()
@@ -128,6 +131,12 @@ class TrainSettings(Settings):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are evaluated and kept")
     workers: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
+    gallery: int = Field(6, ge=0, description="worst and best tiles that the report shows; 0 spares a validation pass")
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _data_under_the_protocol(cls, data: DataSettings, info: ValidationInfo) -> DataSettings:
+        return data.under(info.data["protocol"]) if "protocol" in info.data else data
 
     @field_serializer("data")
     def _data_as_given(self, data: DataSettings) -> dict[str, Any]:

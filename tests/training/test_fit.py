@@ -31,6 +31,7 @@ OUTPUTS = {
     "last.safetensors",
     "metrics.csv",
     "previous.ckpt",
+    "report.html",
     "report.json",
     "settings.yaml",
     "tensorboard",
