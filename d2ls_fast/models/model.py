@@ -51,7 +51,8 @@ class D2LS(SegmentationModel):
         if isinstance(logits, Tensor) and not self.training:
             return logits
         aux_logits = None if output.aux_logits is None else _cropped(output.aux_logits, size)
-        return output._replace(logits=logits, aux_logits=aux_logits)
+        intermediate = tuple(_cropped(each, size) for each in output.intermediate)
+        return output._replace(logits=logits, aux_logits=aux_logits, intermediate=intermediate)
 
     def classify(self, images: Tensor, return_confidence: bool) -> tuple[Tensor, Tensor | None]:
         """As the base class says; the full-resolution logits of the batch are never stored."""

@@ -175,6 +175,8 @@ def _check_same(run: Run) -> None:
     if not path.is_file():
         return
     earlier, wanted = _flat(read_yaml(path)), _flat(run.settings.model_dump(mode="json"))
+    if wanted["loss.class_weights"] == "frequencies":  # the run wrote down what it counted
+        wanted["loss.class_weights"] = earlier["loss.class_weights"]
     for key in sorted(wanted.keys() | earlier.keys()):
         if key.split(".")[0] not in _BESIDE_THE_POINT and wanted.get(key) != earlier.get(key):
             raise UserError(

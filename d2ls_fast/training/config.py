@@ -52,15 +52,32 @@ class ModelSettings(Settings):
         return {"name": self.name, **options, "pretrained": resolve_weights(self.pretrained)}
 
 
+class NceSettings(Settings):
+    """Pixel-dictionary InfoNCE; the names are those of :class:`d2ls_fast.nn.contrast.PixelDictionaryInfoNCE`."""
+
+    temperature: float = Field(0.1, gt=0)
+    direction: Literal["pixels", "dictionary", "both"] = "pixels"
+    balanced: bool = False
+
+
 class LossSettings(Settings):
-    """Weights of the loss terms; the names are those of :class:`d2ls_fast.nn.losses.D2LSLoss`."""
+    """Weights of the loss terms; the names are those of :class:`d2ls_fast.nn.losses.D2LSLoss`.
+
+    ``class_weights: frequencies`` counts the training masks first, and balances the classes as ``frequency_form`` says:
+    see :func:`d2ls_fast.training.class_weights.frequency_weights`. The settings that a run writes hold the numbers.
+    The ``nce`` group is that of ``contrastive: pixels``.
+    """
 
     smoothing: float = Field(0.05, ge=0, lt=1)
     dice_weight: float = Field(1.0, ge=0)
     dice_smooth: float = Field(0.05, ge=0)
     auxiliary_weight: float = Field(0.4, ge=0)
+    intermediate_weight: float = Field(0.0, ge=0)
+    contrastive: Literal["ratio", "pixels", "none"] = "ratio"
     contrastive_weight: float = Field(1.0, ge=0)
-    class_weights: list[Annotated[float, Field(ge=0)]] | None = None
+    nce: NceSettings = NceSettings()
+    class_weights: Literal["frequencies"] | list[Annotated[float, Field(ge=0)]] | None = None
+    frequency_form: Literal["median", "inverse"] = "median"
     compat: Literal["corrected", "release"] = "corrected"
 
 

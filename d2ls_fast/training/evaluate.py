@@ -52,7 +52,7 @@ def evaluate_model(
 
 
 def predictions(
-    model: D2LS,
+    model: SegmentationModel,
     dataset: Dataset[Item],
     device: str | torch.device = "cpu",
     precision: str = "32",

@@ -14,6 +14,7 @@ from d2ls_fast.data import DataSplits, build_datasets
 from d2ls_fast.errors import UserError
 from d2ls_fast.files import writable_folder, write_json, write_yaml
 from d2ls_fast.training.build import build_card, build_loader, build_module, build_trainer, run
+from d2ls_fast.training.class_weights import with_class_weights
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import excluded_indices, pick_device
 from d2ls_fast.training.metrics import Scores
@@ -64,6 +65,7 @@ def fit(
     folder = _prepare_folder(settings.output, resume, overwrite) if first else settings.output
     seed_everything(settings.seed, workers=True, verbose=False)
     data = build_datasets(settings.data, settings.augment)
+    settings = with_class_weights(settings, data.train.pairs, console)
     images_per_step = settings.batch_size * settings.accumulate * processes.world
     steps_per_epoch = max(1, math.ceil(len(data.train) / images_per_step))
     total_steps = settings.steps or steps_per_epoch * (settings.epochs or 1)

@@ -23,7 +23,7 @@ class PrototypeOutput(NamedTuple):
     """Scores ``[B, K, H, W]``, unit pixel embeddings ``[B, C, h, w]``, and the prototypes they were compared with."""
 
     logits: Tensor
-    pixels: Tensor
+    embeddings: Tensor
     prototypes: ClassPrototypes
     aux_logits: Tensor | None = None
     contrastive: Tensor | None = None
@@ -125,7 +125,7 @@ class PrototypeLoss(nn.Module):
     def forward(self, output: PrototypeOutput, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and its terms, from the prototypes as they were."""
         total, terms = self.loss(output, target)
-        output.prototypes.learn(output.pixels.detach(), target)
+        output.prototypes.learn(output.embeddings.detach(), target)
         return total, terms
 
 
