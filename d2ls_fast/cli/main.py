@@ -9,7 +9,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from d2ls_fast.cli.ablate import ablate
 from d2ls_fast.cli.bench import bench
+from d2ls_fast.cli.data import data
 from d2ls_fast.cli.evaluate import evaluate
 from d2ls_fast.cli.info import info
 from d2ls_fast.cli.predict import predict
@@ -66,10 +68,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, evaluate, predict, bench, info):
+for command in (train, evaluate, predict, bench, ablate, info):
     app.command()(command)
+app.add_typer(data)
 
 
 def main() -> None:
     """Entry point of the console script."""
     app(prog_name="d2ls-fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,9 @@ def train(
         list[str] | None, typer.Argument(help="settings to change, such as optimizer.lr=1e-4", metavar="[KEY=VALUE]...")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in the output folder")] = False,
+    resume_previous: Annotated[
+        bool, typer.Option("--resume-previous", help="continue from the state before the last one")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in the output folder")] = False,
 ) -> None:
     """Train a model by a recipe; writes checkpoints, metrics and a report into its output folder."""
@@ -21,7 +24,14 @@ def train(
     from d2ls_fast.errors import UserError
     from d2ls_fast.training.config import TrainSettings
     from d2ls_fast.training.fit import fit
+    from d2ls_fast.training.launch import launch, processes_to_start
 
+    resume = resume or resume_previous
     if resume and overwrite:
         raise UserError("--resume continues a run and --overwrite replaces it; give one of the two")
-    fit(load_settings(TrainSettings, config, overrides or []), resume=resume, overwrite=overwrite)
+    settings = load_settings(TrainSettings, config, overrides or [])
+    if count := processes_to_start(settings):
+        flags = [("--resume-previous", resume_previous), ("--resume", resume), ("--overwrite", overwrite)]
+        given = [flag for flag, chosen in flags if chosen]
+        raise typer.Exit(launch(count, ["train", str(config), *(overrides or []), *given]))
+    fit(settings, resume=resume, overwrite=overwrite, previous=resume_previous)

@@ -7,9 +7,9 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from d2ls_fast.ops._segmentation import Compat
+from d2ls_fast.ops._segmentation import Compat, SegmentationSums
 from d2ls_fast.ops.classify import PrototypeReduction, classify, classify_labels
-from d2ls_fast.ops.segmentation_loss import segmentation_loss
+from d2ls_fast.ops.segmentation_loss import segmentation_loss, segmentation_sums
 
 __all__ = ["PixelClassifier", "PixelScores", "PrototypeReduction"]
 
@@ -64,9 +64,7 @@ class PixelScores(NamedTuple):
         Raises:
             ValueError: target is not ``[B, H, W]`` with the size of the logits, or as that function.
         """
-        if target.shape[1:] != self.size:
-            b, _, height, width = self.shape
-            raise ValueError(f"target must be {[b, height, width]} as the scores are, got {tuple(target.shape)}")
+        self._check_target(target)
         return segmentation_loss(
             *self[:4],
             target,
@@ -80,6 +78,23 @@ class PixelScores(NamedTuple):
             self.reduction,
             self.eps,
         )
+
+    def segmentation_sums(
+        self, target: Tensor, smoothing: float = 0.05, class_weights: Tensor | None = None, ignore_index: int = 255
+    ) -> SegmentationSums:
+        """What the two losses are made from: :func:`~d2ls_fast.ops.segmentation_loss.segmentation_sums`.
+
+        Raises:
+            ValueError: as :meth:`segmentation_loss`.
+        """
+        self._check_target(target)
+        options = (self.prototypes, self.reduction, self.eps)
+        return segmentation_sums(*self[:4], target, self.grid, smoothing, class_weights, ignore_index, *options)
+
+    def _check_target(self, target: Tensor) -> None:
+        if target.shape[1:] != self.size:
+            b, _, height, width = self.shape
+            raise ValueError(f"target must be {[b, height, width]} as the scores are, got {tuple(target.shape)}")
 
 
 class PixelClassifier(nn.Module):

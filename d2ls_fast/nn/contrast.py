@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2ls_fast.ops.pixel_dictionary_nce import Direction, check_options, pixel_dictionary_nce
+from d2ls_fast.nn.distributed import join_batches, sum_over_processes
+from d2ls_fast.ops.pixel_dictionary_nce import Direction, NceSums, check_options, nce_mean, nce_sums
 from d2ls_fast.ops.ratio_contrast import ratio_contrast
 
 LabelReduction = Literal["nearest", "majority"]
@@ -17,7 +18,8 @@ LabelReduction = Literal["nearest", "majority"]
 class RatioContrastiveLoss(nn.Module):
     """Pull an entry's versions across the batch together, push different entries apart.
 
-    The formula is that of :func:`d2ls_fast.ops.ratio_contrast`.
+    The formula is that of :func:`d2ls_fast.ops.ratio_contrast`. In training mode the batch is that of all processes
+    together, where ``torch.distributed`` runs: each must bring equally many images.
 
     Args:
         eps: added to the denominator; positive and finite.
@@ -29,13 +31,14 @@ class RatioContrastiveLoss(nn.Module):
 
     def forward(self, dictionary: Tensor) -> Tensor:
         """``[B, K, C]`` -> scalar, at least float32."""
-        return ratio_contrast(dictionary, self.eps)
+        return ratio_contrast(join_batches(dictionary) if self.training else dictionary, self.eps)
 
 
 class PixelDictionaryInfoNCE(nn.Module):
     """Every pixel feature is close to the dictionary entry of its class and far from the others.
 
-    The formula is that of :func:`d2ls_fast.ops.pixel_dictionary_nce`. With full-resolution labels::
+    The formula is that of :func:`d2ls_fast.ops.pixel_dictionary_nce`. In training mode its means are over the batches
+    of all processes together, where ``torch.distributed`` runs. With full-resolution labels::
 
         output = model(images)                       # training mode
         term = loss(output.pixels, output.dictionary, labels_on_grid(target))
@@ -78,16 +81,18 @@ class PixelDictionaryInfoNCE(nn.Module):
         Returns:
             scalar, at least float32.
         """
-        return pixel_dictionary_nce(
+        sums = nce_sums(
             pixels,
             dictionary,
             target.flatten(1),
             self.temperature,
             self.ignore_index,
-            self.balanced,
             self.direction,
             self.prototypes,
         )
+        if self.training:
+            sums = NceSums(*sum_over_processes(sums))
+        return nce_mean(sums, self.balanced, self.direction)
 
 
 def labels_on_grid(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,19 @@ from d2ls_fast.backends import select
 from d2ls_fast.ops._nce import nce_sums_definition
 
 Direction = Literal["pixels", "dictionary", "both"]
+
+
+class NceSums(NamedTuple):
+    """All that the loss needs to know of a batch, at least float32; sums of the parts of a batch add up to its own.
+
+    Pixel direction: loss and count of labelled pixels per class, ``[K]``. Dictionary direction: loss and number of the
+    entries present in an image, scalars. The losses of a direction that is not asked for are zero.
+    """
+
+    pixel_loss: Tensor
+    pixel_count: Tensor
+    entry_loss: Tensor
+    entry_count: Tensor
 
 
 def pixel_dictionary_nce(
@@ -61,6 +74,23 @@ def pixel_dictionary_nce(
 
     Source: the contrastive term as the paper summarises it (arXiv 2503.06683); InfoNCE, van den Oord et al. 2018.
     """
+    sums = nce_sums(pixels, dictionary, target, temperature, ignore_index, direction, prototypes)
+    return nce_mean(sums, balanced, direction)
+
+
+def nce_sums(
+    pixels: Tensor,
+    dictionary: Tensor,
+    target: Tensor,
+    temperature: float = 0.1,
+    ignore_index: int = 255,
+    direction: Direction = "pixels",
+    prototypes: int = 1,
+) -> NceSums:
+    """The sums of a batch from which :func:`nce_mean` makes the loss; those of several batches may be added.
+
+    Arguments, errors and derivatives are those of :func:`pixel_dictionary_nce`.
+    """
     check_options(temperature, direction, prototypes)
     _check_tensors(pixels, dictionary, target, prototypes)
     rows, columns = direction != "dictionary", direction != "pixels"
@@ -77,25 +107,23 @@ def pixel_dictionary_nce(
             loss, positive, log_sum_exp, count = operator(*arguments)
         labelled, strays = count[:, :-1], count[:, -1]
         _check_labels(strays, labelled.shape[1], ignore_index)
-        terms = []
-        if rows:
-            terms.append(_mean_over_pixels(loss, labelled, balanced))
-        if columns:
-            terms.append(_mean_over_entries(log_sum_exp, positive, labelled))
-        return terms[0] if len(terms) == 1 else 0.5 * (terms[0] + terms[1])
+        present = labelled > 0
+        entry_loss = (log_sum_exp - positive / labelled.clamp_min(1)).where(present, 0.0).sum()
+        return NceSums(loss.sum(0), labelled.sum(0).to(wide), entry_loss, present.sum().to(wide))
 
 
-def _mean_over_pixels(loss: Tensor, labelled: Tensor, balanced: bool) -> Tensor:
-    if not balanced:
-        return loss.sum() / labelled.sum().clamp_min(1)
-    count = labelled.sum(0)
-    return (loss.sum(0) / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
-
-
-def _mean_over_entries(log_sum_exp: Tensor, positive: Tensor, labelled: Tensor) -> Tensor:
-    present = labelled > 0
-    loss = log_sum_exp - positive / labelled.clamp_min(1)
-    return loss.where(present, 0.0).sum() / present.sum().clamp_min(1)
+def nce_mean(sums: NceSums, balanced: bool, direction: Direction) -> Tensor:
+    """The loss of a batch, or of several whose sums were added."""
+    pixel_loss, pixel_count, entry_loss, entry_count = sums
+    if balanced:
+        present = (pixel_count > 0).sum()
+        of_pixels = (pixel_loss / pixel_count.clamp_min(1)).sum() / present.clamp_min(1)
+    else:
+        of_pixels = pixel_loss.sum() / pixel_count.sum().clamp_min(1)
+    of_entries = entry_loss / entry_count.clamp_min(1)
+    if direction == "both":
+        return 0.5 * (of_pixels + of_entries)
+    return of_pixels if direction == "pixels" else of_entries
 
 
 def check_options(temperature: float, direction: str, prototypes: int) -> None:

@@ -16,7 +16,13 @@ from d2ls_fast.backends import select
 from d2ls_fast.ops._classify import classify_definition
 from d2ls_fast.ops._classify import plain_backward as classify_plain_backward
 from d2ls_fast.ops._library import LIBRARY, define
-from d2ls_fast.ops._segmentation import Compat, cross_entropy_sum, dice_sums, mean_cross_entropy, mean_dice
+from d2ls_fast.ops._segmentation import (
+    Compat,
+    SegmentationSums,
+    cross_entropy_sum,
+    dice_sums,
+    segmentation_means,
+)
 from d2ls_fast.ops.classify import PrototypeReduction, check_classify
 from d2ls_fast.ops.refine import as_vectors
 
@@ -75,10 +81,46 @@ def segmentation_loss(
 
     Source: the D2LS recipe (arXiv 2503.06683), after UNetFormer's loss.
     """
+    _check_means(dice_smooth, compat)
+    sums = segmentation_sums(
+        pixels,
+        norm_weight,
+        norm_bias,
+        hyper,
+        target,
+        grid,
+        smoothing,
+        class_weights,
+        ignore_index,
+        prototypes,
+        reduction,
+        eps,
+    )
+    return segmentation_means(sums, class_weights, dice_smooth, compat)
+
+
+def segmentation_sums(
+    pixels: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    hyper: Tensor,
+    target: Tensor,
+    grid: tuple[int, int],
+    smoothing: float = 0.05,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+    prototypes: int = 1,
+    reduction: PrototypeReduction = "logsumexp",
+    eps: float = 1e-6,
+) -> SegmentationSums:
+    """The sums of a batch from which :func:`segmentation_loss` makes its means; those of several batches may be added.
+
+    Arguments, errors and derivatives are those of :func:`segmentation_loss`.
+    """
     norm_weight, norm_bias, hyper = as_vectors(pixels, norm_weight, norm_bias, hyper)
     check_classify("segmentation_loss", pixels, norm_weight, norm_bias, hyper, grid, prototypes, reduction)
     _check_target(target, pixels, grid)
-    _check_options(smoothing, dice_smooth, class_weights, hyper.shape[1] // prototypes, pixels.device, compat)
+    _check_sums(smoothing, class_weights, hyper.shape[1] // prototypes, pixels.device)
     if class_weights is not None:
         class_weights = class_weights.detach().to(hyper.dtype)
     image = pixels.unflatten(1, grid)
@@ -96,10 +138,7 @@ def segmentation_loss(
             if wrong_label is None:
                 raise
             raise ValueError(f"segmentation_loss: {wrong_label[0]}") from None
-    total, overlap, volume, count = sums
-    labelled = (count if class_weights is None else count * class_weights).sum()
-    cross_entropy = mean_cross_entropy(total, labelled, target.numel(), compat)
-    return cross_entropy, mean_dice(overlap, volume, count, dice_smooth, compat)
+    return SegmentationSums(*sums, hyper.new_full((), target.numel()))
 
 
 def segmentation_sums_definition(
@@ -174,15 +213,16 @@ def _check_target(target: Tensor, pixels: Tensor, grid: tuple[int, int]) -> None
         )
 
 
-def _check_options(
-    smoothing: float, dice_smooth: float, class_weights: Tensor | None, classes: int, device: torch.device, compat: str
-) -> None:
-    if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"segmentation_loss: smoothing must be in [0, 1), got {smoothing}")
+def _check_means(dice_smooth: float, compat: str) -> None:
     if not dice_smooth >= 0.0:
         raise ValueError(f"segmentation_loss: dice_smooth must not be negative, got {dice_smooth}")
     if compat not in get_args(Compat):
         raise ValueError(f"segmentation_loss: compat must be one of {', '.join(get_args(Compat))}, got {compat!r}")
+
+
+def _check_sums(smoothing: float, class_weights: Tensor | None, classes: int, device: torch.device) -> None:
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"segmentation_loss: smoothing must be in [0, 1), got {smoothing}")
     if class_weights is not None and class_weights.shape != (classes,):
         raise ValueError(f"segmentation_loss: class_weights must be [{classes}], got {tuple(class_weights.shape)}")
     if class_weights is not None and class_weights.device != device:

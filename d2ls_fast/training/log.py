@@ -27,8 +27,9 @@ class CsvLog(Logger):
         self.columns = ["step", *columns]
         kept: list[dict[str, str]] = []
         if resume_step is not None and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may leave half a line
+            kept = [row for row in csv.DictReader(whole) if int(row["step"]) <= resume_step]
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="")
             writer.writeheader()

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from d2ls_fast.training.config import OptimizerSettings, ScheduleSettings
+from d2ls_fast.training.lookahead import LookaheadAdamW
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Trainable parameters in up to four named groups: backbone or head, decayed or not.
 
-    Vectors and scalars (norm weights, biases) are not decayed. Parameters below ``model.backbone`` learn at
-    ``lr * backbone_lr``; with ``backbone_lr: 0`` they stay as they are.
+    Vectors and scalars (norm weights, biases) are decayed only with ``decay_vectors``. Parameters below
+    ``model.backbone`` learn at ``lr * backbone_lr``; with ``backbone_lr: 0`` they stay as they are.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        backbone, decayed = name.startswith("backbone."), parameter.ndim > 1
+        backbone, decayed = name.startswith("backbone."), parameter.ndim > 1 or settings.decay_vectors
         key = f"{'backbone' if backbone else 'head'}-{'decay' if decayed else 'no_decay'}"
         group = groups.setdefault(
             key,
@@ -38,12 +39,27 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     return list(groups.values())
 
 
-def learning_rate_factor(settings: ScheduleSettings, total_steps: int) -> Callable[[int], float]:
-    """Factor on the base rate for the optimizer step about to be taken (0-based)."""
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW over :func:`parameter_groups`, inside Lookahead where asked for."""
+    groups, lookahead = parameter_groups(model, settings), settings.lookahead
+    if lookahead is None:
+        return torch.optim.AdamW(groups, betas=settings.betas)
+    return LookaheadAdamW(groups, lookahead.steps, lookahead.alpha, betas=settings.betas)
+
+
+def learning_rate_factor(
+    settings: ScheduleSettings, total_steps: int, steps_per_epoch: int = 1
+) -> Callable[[int], float]:
+    """Factor on the base rate for the optimizer step about to be taken (0-based).
+
+    With ``per_epoch`` the decay stands still within each ``steps_per_epoch`` steps; the warm-up never does.
+    """
 
     def factor(step: int) -> float:
         if step < settings.warmup:
             return (step + 1) / (settings.warmup + 1)
+        if settings.per_epoch:
+            step = max(settings.warmup, step - step % steps_per_epoch)
         progress = min(1.0, (step - settings.warmup) / max(1, total_steps - settings.warmup))
         if settings.kind == "constant":
             return 1.0

@@ -49,6 +49,7 @@ class TrainingProgress(Callback):
         )
         self.bar.start()
         self._started = time.perf_counter()
+        self._reported = self.validation.scores  # of an earlier session
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *arguments: Any) -> None:
         self._images += self.batch_size

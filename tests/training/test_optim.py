@@ -75,3 +75,22 @@ def test_average_starts_fast_then_follows_the_decay_and_copies_buffers() -> None
         expected = float(count + 1) if expected is None else decay * expected + (1 - decay) * (count + 1)
         assert float(average.module[0].weight) == pytest.approx(expected)
     assert float(average.module[1].running_mean) == 8.0
+
+
+def test_the_rate_stands_still_within_an_epoch_and_follows_the_cosine_of_whole_epochs() -> None:
+    settings = ScheduleSettings(kind="cosine", final=0.0125, per_epoch=True)
+    factor = learning_rate_factor(settings, total_steps=30, steps_per_epoch=3)
+    weight = nn.Parameter(torch.zeros(()))
+    reference = torch.optim.AdamW([weight], lr=8e-5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=10, eta_min=1e-6)
+    for epoch in range(10):
+        expected = schedule.get_last_lr()[0]
+        assert [8e-5 * factor(3 * epoch + step) for step in range(3)] == pytest.approx([expected] * 3)
+        reference.step()
+        schedule.step()
+
+
+def test_vectors_are_decayed_when_asked_for() -> None:
+    groups = parameter_groups(Small(), OptimizerSettings(decay_vectors=True))
+    assert {group["name"] for group in groups} == {"backbone-decay", "head-decay"}
+    assert all(group["weight_decay"] == 0.01 for group in groups)
