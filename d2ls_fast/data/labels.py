@@ -123,8 +123,7 @@ class MaskReader:
         indices = self._table()[codes]
         indices[np.broadcast_to(without_label, codes.shape)] = IGNORE_INDEX
         known = indices != _UNKNOWN
-        indices[~known] = IGNORE_INDEX
-        labels = indices.astype(np.uint8)
+        labels = indices.astype(np.uint8)  # -1 becomes 255, the ignore index
         if not self._ignore_unknown and not known.all():
             stray, counts = np.unique(codes[~known], return_counts=True)
             worst = int(counts.argmax())
