@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+_ALTERNATIVE = re.compile(r"(literal|list|tuple|dict|constrained-\w+|int|float|str|bool|none)(\[.*)?")
 
 
 def load_settings(kind: type[S], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S:
@@ -92,8 +94,11 @@ def _number_or_text(text: str) -> float | str:
 
 
 def _describe(kind: type[Settings], error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    errors = error.errors()
+    key = _key(errors[0]["loc"])
+    # Of the alternatives that a key allows, the one which the value came closest to.
+    first = max((each for each in errors if _key(each["loc"]).startswith(key)), key=lambda each: len(each["loc"]))
+    key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
         known = sorted(_known_keys(kind))
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
@@ -106,6 +111,11 @@ def _describe(kind: type[Settings], error: ValidationError) -> str:
     shown = repr(first.get("input"))
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"key {key!r} is {shown}: {first['msg'][0].lower() + first['msg'][1:]}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """The dotted key of an error; pydantic also names the alternative it tried, which is no part of the key."""
+    return ".".join(str(part) for part in location if not _ALTERNATIVE.fullmatch(str(part)))
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> set[str]:

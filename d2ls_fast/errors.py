@@ -12,3 +12,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def raise_or_add(error: UserError, faults: list[UserError] | None) -> None:
+    """Raise ``error``, or add it to ``faults`` where a list is given: to find one fault, or all."""
+    if faults is None:
+        raise error
+    faults.append(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,25 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def building_folder(path: Path, key: str) -> Iterator[Path]:
+    """A temporary folder beside ``path``: renamed to it when the block ends well, removed when it does not.
+
+    Raises:
+        UserError: ``path`` is there already and is not an empty folder, or cannot be made; ``key`` is named.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: is there already; move it away, or choose another folder with {key}")
+    writable_folder(path.parent, key)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,13 +31,14 @@ from d2ls_fast.cli.predict import predict
 from d2ls_fast.cli.train import train
 from d2ls_fast.config import load_settings
 from d2ls_fast.data import DataSplits, build_datasets
+from d2ls_fast.data.pictures import rgb_bands, stretch
 from d2ls_fast.errors import UserError
 from d2ls_fast.files import replacing, write_json
 from d2ls_fast.inference.predictor import Predictor
-from d2ls_fast.inference.render import side_by_side, stretch
+from d2ls_fast.inference.render import side_by_side
 from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
-from d2ls_fast.training.fit import METRICS, REPORT, SETTINGS
+from d2ls_fast.training.fit import METRICS, PAGE, REPORT, SETTINGS
 from d2ls_fast.training.outputs import BEST_MODEL
 
 TILES_SHOWN = 4
@@ -85,6 +86,7 @@ def demo(
         f"scores    held-out mean IoU {100 * scores['mean_iou']:.1f} % ({per_class}), "
         f"overall accuracy {100 * scores['overall_accuracy']:.1f} %",
         *(f"picture   {path}" for path in pictures),
+        f"report    {run / PAGE}",
         f"map       {output / 'map' / f'{scene.stem}_labels.tif'}",
         *(
             f"speed     {row.case}: fused {row.median_ms:.1f} ms, {row.speedup:.2f} x the reference"
@@ -112,8 +114,7 @@ def draw_tiles(checkpoint: Path, data: DataSplits, split: Split, path: Path) -> 
     rows = []
     for item in items:
         image = item["image"].numpy() * std + mean
-        colours = image[:3] if len(image) >= 3 else image[[0, 0, 0]]
-        parts = (stretch(colours), item["label"].numpy().astype(np.uint8), predictor.predict(image))
+        parts = (stretch(rgb_bands(image)), item["label"].numpy().astype(np.uint8), predictor.predict(image))
         zoom = max(1, 320 // image.shape[-1])
         rows.append(tuple(part.repeat(zoom, axis=0).repeat(zoom, axis=1) for part in parts))
     with replacing(path) as temporary:

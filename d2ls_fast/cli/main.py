@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from d2ls_fast.cli.bench import bench
+from d2ls_fast.cli.data import data
 from d2ls_fast.cli.evaluate import evaluate
 from d2ls_fast.cli.info import info
 from d2ls_fast.cli.predict import predict
@@ -68,6 +69,7 @@ app = typer.Typer(
 )
 for command in (train, evaluate, predict, bench, info):
     app.command()(command)
+app.add_typer(data)
 
 
 def main() -> None:

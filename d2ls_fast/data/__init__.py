@@ -16,6 +16,7 @@ from d2ls_fast.data import normalisation
 from d2ls_fast.data.config import ClassSettings, DataSettings, SplitSettings
 from d2ls_fast.data.datasets import Item, TrainCrops, WholeImages
 from d2ls_fast.data.folder import check_masks_have_images, check_scales, common_bands
+from d2ls_fast.data.padding import padded
 from d2ls_fast.data.palettes import IGNORE_INDEX, PALETTES, colourise
 from d2ls_fast.data.scenes import SceneReader
 from d2ls_fast.data.splits import split_pairs
@@ -70,11 +71,15 @@ def build_datasets(settings: DataSettings, augment: AugmentSettings | None = Non
     """
     split = split_pairs(settings)
     check_scales(settings, split.all)
-    check_masks_have_images(settings, split.all)
+    if settings.published is None:
+        check_masks_have_images(settings, split.all)
     bands = common_bands(settings, split.all)
     reader = SceneReader(settings, bands)
     mean, std = normalisation.resolve(settings, split.train, bands, reader)
     held_out = SceneReader(settings, bands)
+    if settings.geoseg_compat and settings.eval_tile is not None:
+        for part in (split.train, split.val, split.test):
+            part[:] = [padded(pair, settings.eval_tile) for pair in part]
     crops = augment if augment is not None else AugmentSettings()
     return DataSplits(
         train=TrainCrops(split.train, reader, mean, std, crops, settings.samples_per_epoch),

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from d2ls_fast.config import Settings
 from d2ls_fast.data.palettes import IGNORE_INDEX, PALETTES, Colour, distinct_colours
+from d2ls_fast.data.published.settings import SourceSettings
 
 NORMALISATIONS = ("imagenet", "half", "dataset")
 
@@ -69,12 +70,12 @@ class SplitSettings(Settings):
         return self
 
 
-class DataSettings(Settings):
-    """A folder of images and masks. Globs and folders are relative to ``root``.
+class DataSettings(SourceSettings):
+    """A published data set, or a folder of images and masks. Globs and folders are relative to ``root``.
 
-    Pairing: the mask of ``.../images/x.jpg`` is ``.../masks/x.png`` (or .tif, .tiff, .bmp, .gif, .jp2): the last path
-    component equal to ``image_folder`` is replaced by ``mask_folder``, ``image_suffix`` is taken off the stem and
-    ``mask_suffix`` put on.
+    Pairing in a folder: the mask of ``.../images/x.jpg`` is ``.../masks/x.png`` (or .tif, .tiff, .bmp, .gif, .jp2):
+    the last path component equal to ``image_folder`` is replaced by ``mask_folder``, ``image_suffix`` is taken off the
+    stem and ``mask_suffix`` put on.
     """
 
     root: Path
@@ -107,6 +108,8 @@ class DataSettings(Settings):
 
     bands: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
     """Source bands in model order, counted from 1; by default all but alpha."""
+    grey_as_rgb: bool = False
+    """Images of one band are read as three equal ones, where they lie among RGB images (as in iSAID)."""
     nodata: float | None = None
     """Value of pixels without data where the file does not declare it; such pixels are unlabelled and read as the
     mean."""
@@ -137,7 +140,7 @@ class DataSettings(Settings):
         lists = self.train is not None or self.val is not None or self.test is not None
         if lists and self.split is not None:
             raise ValueError("give either train/val/test lists or a split rule, not both")
-        if not lists and self.split is None:
+        if not lists and self.split is None and self.published is None:
             raise ValueError("give train and val (lists of globs, or a text file), or split: {by: spatial, val: 0.2}")
         if lists and self.train is None:
             raise ValueError("val or test is given without train; add train: [globs]")

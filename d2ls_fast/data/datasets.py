@@ -11,19 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from d2ls_fast.data.crops import Box, Piece, Size, after_scaling, choose_crop, choose_scale, mosaic, pad, place
 from d2ls_fast.data.folder import Pair
 from d2ls_fast.data.normalisation import normalise
-from d2ls_fast.data.scenes import Scene, SceneReader
-from d2ls_fast.data.transforms import (
-    AugmentSettings,
-    Box,
-    augment,
-    choose_crop,
-    choose_scale,
-    pad,
-    resample,
-    resample_labels,
-)
+from d2ls_fast.data.padding import view_of
+from d2ls_fast.data.resample import resample, resample_labels
+from d2ls_fast.data.scenes import SceneReader, SceneView
+from d2ls_fast.data.transforms import AugmentSettings, change_values, happens, turn
 
 SMALLEST_SIDE = 32
 """The model's least height and width; smaller evaluation images are padded to it."""
@@ -58,9 +52,10 @@ class TrainCrops(Dataset[Item]):
         generator: torch.Generator | None = None,
     ) -> None:
         self.pairs = list(pairs)
-        self._reader, self._mean, self._std, self._settings = reader, list(mean), list(std), settings
+        self.settings = settings
+        self._reader, self._mean, self._std = reader, list(mean), list(std)
         self._generator = generator
-        areas = np.array([pair.size[0] * pair.size[1] for pair in self.pairs], np.float64)
+        areas = np.array([math.prod(pair.extent) for pair in self.pairs], np.float64)
         self._limits = areas.cumsum() / areas.sum()
         self._samples = samples or max(len(self.pairs), math.ceil(areas.sum() / settings.crop**2))
 
@@ -68,23 +63,37 @@ class TrainCrops(Dataset[Item]):
         return self._samples
 
     def __getitem__(self, index: int) -> Item:
+        return self.item(index, self.settings.crop)
+
+    def item(self, index: int, crop: int) -> Item:
+        """Item ``index`` with crops of ``crop`` pixels a side instead of those of the settings."""
         if not 0 <= index < self._samples:
             raise IndexError(index)
         draws = self._generator if self._generator is not None else torch.default_generator
-        position = (index + float(torch.rand((), generator=draws))) / self._samples
-        pair = self.pairs[min(int(np.searchsorted(self._limits, position, side="right")), len(self.pairs) - 1)]
-        scene = self._reader.read(pair)
-        scale = choose_scale(self._settings, draws)
-        box = choose_crop(scene.labels, scale, self._settings, draws)
-        image, labels = _cut(scene, box, self._mean, self._std)
-        size = self._resized(box[2], scale), self._resized(box[3], scale)
-        image, labels = augment(resample(image, size), resample_labels(labels, size), self._settings, draws)
+        pair = self._pair_at((index + float(torch.rand((), generator=draws))) / self._samples)
+        # No draw where it is off: recipes without it keep the crops that they had before there were mosaics.
+        if self.settings.mosaic and happens(self.settings.mosaic, draws):
+            others = [self._pair_at(float(torch.rand((), generator=draws))) for _ in range(3)]
+            pairs = iter([pair, *others])
+            image, labels = mosaic(crop, lambda size: self._piece(next(pairs), size, draws), draws)
+        else:
+            image, labels = self._piece(pair, (crop, crop), draws)
+        image, labels = turn(image, labels, self.settings, draws)
         return {"image": image, "label": labels, "name": pair.name}
 
-    def _resized(self, length: int, scale: float) -> int:
-        """Length after scaling; a full window becomes exactly the crop despite rounding."""
-        crop = self._settings.crop
-        return crop if length == max(1, round(crop / scale)) else min(crop, max(1, round(length * scale)))
+    def _pair_at(self, position: float) -> Pair:
+        """The image at a position 0..1 of the total area."""
+        return self.pairs[min(int(np.searchsorted(self._limits, position, side="right")), len(self.pairs) - 1)]
+
+    def _piece(self, pair: Pair, size: Size, draws: torch.Generator) -> Piece:
+        """A random crop of an image, brought to ``size``: scaled, its values changed, padded where it is too small."""
+        scale = choose_scale(self.settings, draws)
+        with view_of(self._reader, pair) as view:
+            box = choose_crop(pair.extent, view.labels, size, scale, self.settings, draws)
+            image, labels = _cut(view, box, self._mean, self._std)
+        scaled = after_scaling(box, size, scale)
+        image = change_values(resample(image, scaled), self.settings, draws)
+        return place(image, resample_labels(labels, scaled), size, draws)
 
 
 class WholeImages(Dataset[Item]):
@@ -104,21 +113,23 @@ class WholeImages(Dataset[Item]):
     ) -> None:
         self.pairs = list(pairs)
         self._reader, self._mean, self._std, self._tile = reader, list(mean), list(std), tile
-        self._items = [(pair, box) for pair in self.pairs for box in _grid(pair.size, tile)]
+        self._items = [(pair, box) for pair in self.pairs for box in grid(pair.extent, tile)]
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Item:
         pair, box = self._items[index]
-        image, labels = _cut(self._reader.read(pair), box, self._mean, self._std)
+        with view_of(self._reader, pair) as view:
+            image, labels = _cut(view, box, self._mean, self._std)
         size = (self._tile, self._tile) if self._tile else (max(SMALLEST_SIDE, box[2]), max(SMALLEST_SIDE, box[3]))
         image, labels = pad(image, labels, size)
         name = pair.name if self._tile is None else f"{pair.name}@{box[0]},{box[1]}"
         return {"image": image, "label": labels, "name": name}
 
 
-def _grid(size: tuple[int, int], tile: int | None) -> list[Box]:
+def grid(size: Size, tile: int | None) -> list[Box]:
+    """The squares of ``tile`` pixels (smaller at the lower and right edge) that cover a scene once; None: all of it."""
     if tile is None:
         return [(0, 0, *size)]
     return [
@@ -128,9 +139,6 @@ def _grid(size: tuple[int, int], tile: int | None) -> list[Box]:
     ]
 
 
-def _cut(scene: Scene, box: Box, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    top, left, height, width = box
-    part = np.s_[top : top + height, left : left + width]
-    valid = None if scene.valid is None else scene.valid[part]
-    image = normalise(scene.image[(slice(None), *part)], valid, mean, std)
-    return image, torch.from_numpy(scene.labels[part].astype(np.int64))
+def _cut(view: SceneView, box: Box, mean: Sequence[float], std: Sequence[float]) -> Piece:
+    image, labels, valid = view.read(box)
+    return normalise(image, valid, mean, std), torch.from_numpy(labels.astype(np.int64))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.raster import EXTENSIONS, RasterHeader, read_header
-from d2ls_fast.errors import UserError
+from d2ls_fast.errors import UserError, raise_or_add
 
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jp2")
 """JPEG is left out: it changes the stored values."""
@@ -30,6 +30,19 @@ class Pair:
     width: int
     """Size common to image and mask, in source pixels."""
     scale: float
+    grey_as_rgb: bool = False
+    """Whether the file has one band, which ``header`` then states as three equal ones."""
+    padded_size: tuple[int, int] | None = None
+    """Height and width with labelled padding; only :mod:`d2ls_fast.data.padding` gives any."""
+
+    def bands_in_file(self, bands: Sequence[int]) -> list[int]:
+        """Where ``bands`` are in the image file: the only one of a grey file that is read as RGB."""
+        return [1] * len(bands) if self.grey_as_rgb else list(bands)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of what is trained on and scored."""
+        return self.padded_size or self.size
 
     @property
     def size(self) -> tuple[int, int]:
@@ -110,13 +123,13 @@ def list_named(settings: DataSettings, list_file: Path, candidates: Iterable[Pat
     return chosen
 
 
-def make_pair(settings: DataSettings, image: Path) -> Pair:
-    """Find the mask of ``image`` and compare the headers.
+def make_pair(settings: DataSettings, image: Path, mask: Path | None = None) -> Pair:
+    """Find the ``mask`` of ``image`` where it is not given, and compare the headers.
 
     Raises:
         UserError: no mask, several masks, an unreadable file, or sizes that differ by more than ``size_tolerance``.
     """
-    mask = _find_mask(settings, image)
+    mask = mask or _find_mask(settings, image)
     header, other = read_header(image), read_header(mask)
     off = max(abs(header.height - other.height), abs(header.width - other.width))
     if off > settings.size_tolerance:
@@ -124,17 +137,36 @@ def make_pair(settings: DataSettings, image: Path) -> Pair:
             f"{mask}: mask is {other.height}x{other.width}, its image {image} is {header.height}x{header.width} "
             f"(height x width); make them equal, or set data.size_tolerance={off} to cut both to the common part"
         )
+    grey = settings.grey_as_rgb and header.count == 1
     name = image.relative_to(settings.root).as_posix()
     factors = [factor for pattern, factor in settings.scales.items() if fnmatchcase(name, pattern)]
     return Pair(
         name=name,
         image=image,
         mask=mask,
-        header=header,
+        header=replace(header, bands=(1, 2, 3), count=3) if grey else header,
         height=min(header.height, other.height),
         width=min(header.width, other.width),
         scale=factors[0] if factors else settings.scale,
+        grey_as_rgb=grey,
     )
+
+
+def make_pairs(
+    settings: DataSettings,
+    images: Iterable[Path],
+    faults: list[UserError] | None = None,
+    masks: Mapping[Path, Path] | None = None,
+) -> list[Pair]:
+    """The pair of every image, with the mask that ``masks`` names for it, or the one found; where ``faults`` is given,
+    errors are added to it and their images left out."""
+    pairs: list[Pair] = []
+    for image in images:
+        try:
+            pairs.append(make_pair(settings, image, masks[image] if masks else None))
+        except UserError as error:
+            raise_or_add(error, faults)
+    return pairs
 
 
 def common_bands(settings: DataSettings, pairs: Sequence[Pair]) -> list[int]:
@@ -168,10 +200,13 @@ def check_scales(settings: DataSettings, pairs: Sequence[Pair]) -> None:
             raise UserError(f"data.scales: {pattern!r} matches no image below {settings.root}; correct the glob")
 
 
-def check_masks_have_images(settings: DataSettings, pairs: Sequence[Pair]) -> None:
+def check_masks_have_images(
+    settings: DataSettings, pairs: Sequence[Pair], faults: list[UserError] | None = None
+) -> None:
     """:class:`UserError` where a mask lies beside those in use without an image (lost, or misnamed).
 
-    Images that no split names count as there; only mask folders of the images in use are looked at.
+    Images that no split names count as there; only mask folders of the images in use are looked at. Where ``faults`` is
+    given, it receives an error for every such mask instead.
     """
     folders = {pair.mask.parent: pair.image.parent for pair in pairs}
     for masks, images in folders.items():
@@ -181,10 +216,11 @@ def check_masks_have_images(settings: DataSettings, pairs: Sequence[Pair]) -> No
                 continue
             stem = mask.stem.removesuffix(settings.mask_suffix) + settings.image_suffix
             if stem not in stems and not mask.name.startswith("."):
-                raise UserError(
+                error = UserError(
                     f"{mask}: mask without an image; looked for {images / stem}{{{','.join(EXTENSIONS)}}}: "
                     "add the image, or take the mask out"
                 )
+                raise_or_add(error, faults)
 
 
 def _find_mask(settings: DataSettings, image: Path) -> Path:

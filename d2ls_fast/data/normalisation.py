@@ -22,6 +22,10 @@ MEASURED_IMAGES = 200
 """Images that ``normalisation: dataset`` reads at most, evenly spaced over the training images."""
 
 
+STRIP = 512
+"""Rows that are measured at once: what bounds the memory for large images."""
+
+
 def resolve(
     settings: DataSettings, pairs: Sequence[Pair], bands: Sequence[int], reader: SceneReader
 ) -> tuple[list[float], list[float]]:
@@ -57,13 +61,16 @@ def measure(pairs: Sequence[Pair], reader: SceneReader) -> tuple[list[float], li
     count = 0
     total = square = np.zeros(1)
     for pair in pairs[::step]:
-        scene = reader.read(pair)
-        pixels = scene.image.reshape(len(scene.image), -1).astype(np.float64)
-        if scene.valid is not None:
-            pixels = pixels[:, scene.valid.ravel()]
-        count += pixels.shape[1]
-        total = total + pixels.sum(axis=1)
-        square = square + (pixels**2).sum(axis=1)
+        height, width = pair.size
+        with reader.view(pair) as view:
+            for top in range(0, height, STRIP):
+                part = view.read((top, 0, min(STRIP, height - top), width))
+                pixels = part.image.reshape(len(part.image), -1).astype(np.float64)
+                if part.valid is not None:
+                    pixels = pixels[:, part.valid.ravel()]
+                count += pixels.shape[1]
+                total = total + pixels.sum(axis=1)
+                square = square + (pixels**2).sum(axis=1)
     if count == 0:
         raise UserError(f"{pairs[0].image}: no training image has a pixel with data; check data.nodata")
     mean = total / count

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from d2ls_fast.data.config import DataSettings, SplitSettings
-from d2ls_fast.data.folder import Pair, check_root, list_images, list_named, make_pair, natural_key, pool
+from d2ls_fast.data.folder import Pair, check_root, list_images, list_named, make_pairs, natural_key, pool
+from d2ls_fast.data.published import PublishedDataset
 from d2ls_fast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,16 +37,23 @@ class Split:
         return [*self.train, *self.val, *self.test]
 
 
-def split_pairs(settings: DataSettings) -> Split:
+def split_pairs(settings: DataSettings, faults: list[UserError] | None = None) -> Split:
     """Find, pair and divide the images of a data set.
+
+    Args:
+        faults: where given, receives the errors of single files, which are then left out, instead of their being
+            raised.
 
     Raises:
         UserError: see :mod:`d2ls_fast.data.folder`; an image in two splits; nothing left to train or to hold out.
     """
     check_root(settings.root)
+    if settings.published is not None:
+        return _by_publishers(settings, settings.published, faults)
     if settings.split is None:
-        return _by_lists(settings)
-    return split_by_rule([make_pair(settings, path) for path in pool(settings)], settings.split, settings.root)
+        return _by_lists(settings, faults)
+    pairs = make_pairs(settings, pool(settings), faults)
+    return split_by_rule(pairs, settings.split, settings.root)
 
 
 def split_by_rule(pairs: Sequence[Pair], rule: SplitSettings, root: Path) -> Split:
@@ -81,7 +89,21 @@ def split_by_rule(pairs: Sequence[Pair], rule: SplitSettings, root: Path) -> Spl
     return split
 
 
-def _by_lists(settings: DataSettings) -> Split:
+def _by_publishers(settings: DataSettings, source: PublishedDataset, faults: list[UserError] | None) -> Split:
+    split = Split()
+    unknown = set(settings.leave_out or ())
+    for name, chosen in source.subsets(settings.protocol)._asdict().items():
+        eroded = bool(settings.eroded) and name != "train"
+        for subset in chosen:
+            found = source.match(settings.root, subset, settings.variant, eroded, settings.leave_out or (), faults)
+            unknown -= found.left_out
+            getattr(split, name).extend(make_pairs(settings, found.masks, faults, found.masks))
+    if unknown:
+        raise UserError(f"data.leave_out: {source.title} has no image {sorted(unknown)[0]!r}; correct it")
+    return split
+
+
+def _by_lists(settings: DataSettings, faults: list[UserError] | None) -> Split:
     chosen: dict[str, list[Path]] = {}
     for name in ("train", "val", "test"):
         patterns: list[str] = getattr(settings, name) or []
@@ -90,11 +112,9 @@ def _by_lists(settings: DataSettings) -> Split:
         raise UserError(f"{settings.root}: data.train names no image; give at least one glob")
     if not settings.allow_overlap:
         _refuse_overlap(chosen)
-    made: dict[Path, Pair] = {}
-    for path in (path for paths in chosen.values() for path in paths):
-        if path not in made:
-            made[path] = make_pair(settings, path)
-    return Split(**{name: [made[path] for path in paths] for name, paths in chosen.items()})
+    images = dict.fromkeys(path for paths in chosen.values() for path in paths)
+    made = {pair.image: pair for pair in make_pairs(settings, images, faults)}
+    return Split(**{name: [made[path] for path in paths if path in made] for name, paths in chosen.items()})
 
 
 def _resolve(settings: DataSettings, patterns: Sequence[str], key: str) -> list[Path]:

@@ -1,32 +1,31 @@
-"""Random crops and augmentation of an image of any number of bands together with its labels.
+"""Augmentation of an image of any number of bands, together with its labels where pixels move.
 
 Every draw comes from the given ``torch.Generator``: the same generator state gives the same result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from d2ls_fast.config import Settings
-from d2ls_fast.data.palettes import IGNORE_INDEX
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-LabelArray = npt.NDArray[np.uint8]
+Side = Annotated[int, Field(ge=32)]
 
 
 class AugmentSettings(Settings):
     """Training crops: the LoveDA recipe of the D2LS release without mosaic, with mild photometric changes."""
 
-    crop: int = Field(default=512, ge=32)
+    crop: Side = 512
     """Side of the square training crop in pixels."""
+    batch_sizes: Annotated[list[Side], Field(min_length=1)] | None = None
+    """Multi-scale training by whole batches: crop sides of which one is drawn for each optimizer step, instead of
+    ``crop`` (which then only sets how many crops make an epoch). A fixed set, so that compiled graphs are reused."""
     scales: Annotated[list[Annotated[float, Field(gt=0.0, le=8.0)]], Field(min_length=1)] = Field(
         default_factory=lambda: [0.75, 1.0, 1.25, 1.5]
     )
@@ -35,6 +34,8 @@ class AugmentSettings(Settings):
     """A crop is drawn again while one class exceeds this share of its labelled pixels; 1 only draws again
     where nothing is labelled."""
     crop_tries: int = Field(default=10, ge=1)
+    mosaic: Probability = 0.0
+    """Probability of a crop joined from four, each of an image, scale and place of its own; the release has 0.25."""
     rot90: Probability = 0.5
     hflip: Probability = 0.5
     vflip: Probability = 0.5
@@ -44,110 +45,52 @@ class AugmentSettings(Settings):
     """Largest shift, in standard deviations of the normalised image."""
     contrast: float = Field(default=0.25, ge=0.0, lt=1.0)
     """Largest relative change of the distance from each band's mean over the crop."""
+    sharpen: Probability = 0.0
+    """Probability of a sharper image."""
+    sharpness: float = Field(default=1.0, ge=0.0)
+    """Largest amount by which it is sharpened; see :func:`sharpened`."""
 
 
-Box = tuple[int, int, int, int]
-"""Top, left, height and width in source pixels."""
+def happens(probability: float, generator: torch.Generator) -> bool:
+    """One draw with the given probability."""
+    return float(torch.rand((), generator=generator)) < probability
 
 
-def choose_scale(settings: AugmentSettings, generator: torch.Generator) -> float:
-    """One of ``settings.scales``."""
-    return settings.scales[int(torch.randint(len(settings.scales), (), generator=generator))]
-
-
-def choose_crop(labels: LabelArray, scale: float, settings: AugmentSettings, generator: torch.Generator) -> Box:
-    """A random box of ``crop / scale`` source pixels (or the whole side where the image is shorter).
-
-    Drawn up to ``crop_tries`` times until no class exceeds ``largest_class`` of the labelled pixels and some are
-    labelled; of the boxes that fail, the one with the smallest largest class is used.
-    """
-    side = max(1, round(settings.crop / scale))
-    height, width = labels.shape
-    window = min(side, height), min(side, width)
-    best: Box | None = None
-    best_share = float("inf")
-    for _ in range(settings.crop_tries):
-        top = int(torch.randint(height - window[0] + 1, (), generator=generator))
-        left = int(torch.randint(width - window[1] + 1, (), generator=generator))
-        share = _largest_share(labels[top : top + window[0], left : left + window[1]])
-        if share < best_share:
-            best, best_share = (top, left, *window), share
-        if share <= settings.largest_class:
-            break
-    assert best is not None
-    return best
-
-
-def _largest_share(labels: LabelArray) -> float:
-    """Share of the most frequent class among labelled pixels; 2.0 where no pixel is labelled."""
-    counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
-    total = int(counts.sum())
-    return float(counts.max()) / total if total else 2.0
-
-
-def resample(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """``image`` [C, h, w] (floating) to [C, *size]: bilinear, antialiased where it shrinks."""
-    if tuple(image.shape[-2:]) == size:
-        return image
-    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
-
-
-def resample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """``labels`` [h, w] (any integer or bool dtype) to ``size``: nearest pixel centre."""
-    if tuple(labels.shape) == size:
-        return labels
-    rows = ((torch.arange(size[0]) + 0.5) * (labels.shape[0] / size[0])).long().clamp_(max=labels.shape[0] - 1)
-    columns = ((torch.arange(size[1]) + 0.5) * (labels.shape[1] / size[1])).long().clamp_(max=labels.shape[1] - 1)
-    return labels[rows[:, None], columns[None, :]]
-
-
-def pad(
-    image: Tensor, labels: Tensor, size: tuple[int, int], corner: tuple[int, int] = (0, 0)
-) -> tuple[Tensor, Tensor]:
-    """Put image and labels at ``corner`` of a ``size`` canvas of zeros (the mean of a normalised image) and
-    unlabelled pixels."""
-    height, width = labels.shape
-    if (height, width) == size:
-        return image, labels
-    top, left = corner
-    margins = (left, size[1] - width - left, top, size[0] - height - top)
-    return F.pad(image, margins, value=0.0), F.pad(labels, margins, value=IGNORE_INDEX)
-
-
-def augment(
-    image: Tensor, labels: Tensor, settings: AugmentSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Resized source crop -> training item: photometric change, padding, rotation, flips.
-
-    Args:
-        image: float32 [C, h, w], normalised, h and w at most ``crop``.
-        labels: int64 [h, w], class indices or the ignore index: converted before padding, so padding is never a class.
-
-    Returns:
-        float32 [C, crop, crop] and int64 [crop, crop].
-    """
-
-    def happens(probability: float) -> bool:
-        return float(torch.rand((), generator=generator)) < probability
-
-    if happens(settings.photometric):
+def change_values(image: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
+    """``image`` float32 [C, h, w], normalised, by chance brighter or darker, with more or less contrast, sharper."""
+    if happens(settings.photometric, generator):
         image = _change_light(image, settings, generator)
-    slack = settings.crop - labels.shape[0], settings.crop - labels.shape[1]
-    corner = (
-        int(torch.randint(slack[0] + 1, (), generator=generator)),
-        int(torch.randint(slack[1] + 1, (), generator=generator)),
-    )
-    image, labels = pad(image, labels, (settings.crop, settings.crop), corner)
-    steps: list[Callable[[Tensor], Tensor]] = []
-    if happens(settings.rot90):
+    # No draw where it is off: recipes without it keep the crops that they had before there was sharpening.
+    if settings.sharpen and happens(settings.sharpen, generator):
+        image = sharpened(image, settings.sharpness * float(torch.rand((), generator=generator)))
+    return image
+
+
+def sharpened(image: Tensor, amount: float) -> Tensor:
+    """``image + amount * (image - smooth)``, ``image`` [C, h, w] of any number of bands.
+
+    ``smooth`` is the 3 x 3 average with weight 5 at the centre and 1 around it, over 13; pixels at the border stay.
+    This is ``torchvision.transforms.v2.functional.adjust_sharpness`` of factor ``1 + amount``, which takes 1 or 3
+    bands and cuts the result to 0..1, where normalised images do not lie.
+    """
+    if min(image.shape[-2:]) < 3:
+        return image
+    # Averages of 9 and of 1 pixel give the same weights as the kernel, without a convolution over bands.
+    inner = image[:, 1:-1, 1:-1]
+    smooth = (9 * F.avg_pool2d(image, 3, stride=1) + 4 * inner) / 13
+    result = image.clone()
+    result[:, 1:-1, 1:-1] = inner + amount * (inner - smooth)
+    return result
+
+
+def turn(image: Tensor, labels: Tensor, settings: AugmentSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A square image [C, s, s] and its labels [s, s], by chance rotated by quarter turns and mirrored, alike."""
+    if happens(settings.rot90, generator):
         turns = 1 + int(torch.randint(3, (), generator=generator))
-        steps.append(lambda x: torch.rot90(x, turns, (-2, -1)))
-    if happens(settings.hflip):
-        steps.append(lambda x: x.flip(-1))
-    if happens(settings.vflip):
-        steps.append(lambda x: x.flip(-2))
-    for step in steps:
-        image, labels = step(image), step(labels)
+        image, labels = torch.rot90(image, turns, (-2, -1)), torch.rot90(labels, turns, (-2, -1))
+    for probability, axis in ((settings.hflip, -1), (settings.vflip, -2)):
+        if happens(probability, generator):
+            image, labels = image.flip(axis), labels.flip(axis)
     return image.contiguous(), labels.contiguous()
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2ls_fast.inference.resample import AxisResampler
+from d2ls_fast.data.resample import AxisResampler
 from d2ls_fast.inference.sources import Source
 from d2ls_fast.inference.windows import OpenRows, blend_weights, window_starts
 

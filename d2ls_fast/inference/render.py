@@ -1,46 +1,18 @@
-"""Pictures for people: imagery stretched to 8 bits, maps laid over it, legends, and truth beside prediction."""
+"""Pictures for people: legends, and truth beside prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from d2ls_fast.data.palettes import colourise
+from d2ls_fast.data.pictures import wrap
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 MARGIN, LINE, SWATCH = 12, 24, 16
-
-
-def stretch(
-    image: NDArray[Any], known: NDArray[np.bool_] | None = None, percentiles: tuple[float, float] = (1.0, 99.0)
-) -> NDArray[np.uint8]:
-    """``[3, h, w]`` of any real type as RGB uint8 ``[h, w, 3]``.
-
-    The two percentiles of all bands' values where ``known`` (and finite) become 0 and 255, the same for every band so
-    that colours keep their balance. Pixels that are not known become black.
-    """
-    values = np.moveaxis(image, 0, -1).astype(np.float32)
-    usable = np.asarray(np.isfinite(values).all(axis=-1))
-    if known is not None:
-        usable &= known
-    if not usable.any():
-        return np.zeros(values.shape, dtype=np.uint8)
-    low, high = np.percentile(values[usable], percentiles)
-    scaled = (np.where(usable[..., None], values, low) - low) / max(float(high - low), 1e-6)
-    result = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    result[~usable] = 0
-    return result
-
-
-def overlay(rgb: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
-    """``rgb`` ``[h, w, 3]`` tinted with the classes' colours; labels outside the palette leave it as it is."""
-    tinted = (0.55 * rgb + 0.45 * colourise(labels, palette)).round().astype(np.uint8)
-    known = labels < len(palette)
-    return np.where(known[..., None], tinted, rgb)
 
 
 def with_legend(
@@ -82,7 +54,7 @@ def side_by_side(
     """
     font = ImageFont.load_default(15)
     width = max(rgb.shape[1] for rgb, _, _ in rows)
-    legend = _wrap([SWATCH + 8 + font.getlength(name) + 2 * MARGIN for name in classes], 3 * width + 4 * MARGIN)
+    legend = wrap([SWATCH + 8 + font.getlength(name) + 2 * MARGIN for name in classes], 3 * width + 2 * MARGIN)
     height = LINE + sum(rgb.shape[0] + MARGIN for rgb, _, _ in rows) + MARGIN + LINE * (legend[-1][1] + 1)
     canvas = Image.new("RGB", (3 * width + 4 * MARGIN, MARGIN + height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -102,15 +74,3 @@ def side_by_side(
 
 def _swatch(draw: ImageDraw.ImageDraw, left: int, top: int, colour: Sequence[int]) -> None:
     draw.rectangle((left, top, left + SWATCH, top + SWATCH), fill=(colour[0], colour[1], colour[2]), outline=FAINT)
-
-
-def _wrap(widths: Sequence[float], available: int) -> list[tuple[int, int]]:
-    """Left edge and line number of entries of these widths, set one after the other on lines ``available`` wide."""
-    places: list[tuple[int, int]] = []
-    x, line = 0.0, 0
-    for width in widths:
-        if x > 0 and x + width > available - 2 * MARGIN:
-            x, line = 0.0, line + 1
-        places.append((int(x), line))
-        x += width
-    return places

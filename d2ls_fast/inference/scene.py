@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.errors import RasterioError
 
+from d2ls_fast.data.pictures import overlay, stretch
 from d2ls_fast.files import replacing
 from d2ls_fast.inference.mosaic import NODATA, LabelRows
 from d2ls_fast.inference.predictor import Predictor, Progress
-from d2ls_fast.inference.render import overlay, stretch, with_legend
+from d2ls_fast.inference.render import with_legend
 from d2ls_fast.inference.sources import SceneSource, centres, open_scene
 from d2ls_fast.inference.writers import GeoTiffWriter, PngWriter, RasterWriter
 from d2ls_fast.models.checkpoint import ModelCard

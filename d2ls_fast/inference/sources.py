@@ -17,13 +17,11 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from torch.nn.functional import interpolate
 
-from d2ls_fast.data.raster import open_raster, read_image
+from d2ls_fast.data.raster import WINDOWED, open_raster, read_image
 from d2ls_fast.errors import UserError
 
 Span = tuple[int, int]
 Mask = NDArray[np.bool_]
-WINDOWED = ("GTiff", "JP2OpenJPEG")
-"""Formats that are read by windows; others decode from the top at every read, so they are read once, whole."""
 
 
 class Source(Protocol):

@@ -24,7 +24,8 @@ class D2LSOutput(NamedTuple):
     logits ``[B, K, H, W]`` float32, or :class:`~d2ls_fast.nn.classifier.PixelScores` where they were not to be kept;
     aux_logits, the same from the static dictionary (training only); dictionary ``[B, K * P, C]`` and pixels
     ``[B, h * w, C]`` after the interaction, of the main branch; contrastive, the scalar ratio over the dynamic
-    dictionary (training only). None where switched off.
+    dictionary (training only). None where switched off. intermediate, as logits, from the dictionary and the pixels
+    after each stage of the main branch (training only, empty where switched off); grid, (h, w).
     """
 
     logits: Tensor | PixelScores
@@ -32,6 +33,8 @@ class D2LSOutput(NamedTuple):
     dictionary: Tensor
     pixels: Tensor
     contrastive: Tensor | None
+    intermediate: tuple[Tensor | PixelScores, ...] = ()
+    grid: tuple[int, int] | None = None
 
 
 class D2LSHead(nn.Module):
@@ -48,6 +51,7 @@ class D2LSHead(nn.Module):
         dynamic: False uses the static dictionary; there is then no auxiliary branch and no contrastive term.
         contrastive: whether training gives the contrastive ratio.
         auxiliary: whether training also runs the static dictionary, through the same weights.
+        intermediate: whether training also gives the scores after every stage, through the same classifier.
         prototypes: P, dictionary entries per class.
         prototype_reduction: ``logsumexp``, ``max`` or ``mean`` over a class's P scores.
         neck_bias: a bias in the neck's fusing convolution; the release has none, some of its forks do.
@@ -70,10 +74,12 @@ class D2LSHead(nn.Module):
         prototypes: int = 1,
         prototype_reduction: PrototypeReduction = "logsumexp",
         neck_bias: bool = False,
+        intermediate: bool = False,
     ) -> None:
         super().__init__()
         self.dynamic = dynamic
         self.auxiliary = auxiliary and dynamic
+        self.intermediate = intermediate
         self.neck = PyramidNeck(in_channels, embed_dim, bias=neck_bias)
         self.positions = RandomFourierPositions(embed_dim)
         self.dictionary = ClassDictionary(
@@ -86,8 +92,8 @@ class D2LSHead(nn.Module):
     def forward(self, features: Sequence[Tensor], keep_logits: bool = True) -> D2LSOutput:
         """Maps ``[B, c_i, h_i, w_i]``, finest first -> scores at four times the finest map's size.
 
-        The auxiliary branch and the contrastive term are computed in training mode only. ``keep_logits=False`` leaves
-        the logits of both branches to whoever needs them: the loss does not.
+        The auxiliary branch, the intermediate scores and the contrastive term are computed in training mode only.
+        ``keep_logits=False`` leaves all logits to whoever needs them: the loss does not.
         """
         scored = self.classifier if keep_logits else self.classifier.scores
         pixels, pixel_pe, grid = self._embed(features)
@@ -95,7 +101,11 @@ class D2LSHead(nn.Module):
         both = self.training and self.auxiliary
         # One interaction for both dictionaries: the pixels they start from are the same.
         start = torch.cat([initial, self.dictionary.static(pixels.shape[0])]) if both else initial
-        dictionary, refined = self.interaction(pixels, pixel_pe, start)
+        result = self.interaction.run(pixels, pixel_pe, start, keep_pixels=self.training and self.intermediate)
+        dictionary, refined = result.dictionary, result.pixels
+        # Only the main branch, the first of the two, is supervised stage by stage.
+        stages = zip(result.stage_pixels, result.stage_dictionaries, strict=False)
+        intermediate = tuple(scored(x[: len(initial)], d[: len(initial)], grid) for x, d in stages)
         aux_logits = contrastive = None
         if both:
             (dictionary, static), (refined, static_pixels) = dictionary.chunk(2), refined.chunk(2)
@@ -103,7 +113,7 @@ class D2LSHead(nn.Module):
         logits = scored(refined, dictionary, grid)
         if self.training and self.contrast is not None:
             contrastive = self.contrast(initial)
-        return D2LSOutput(logits, aux_logits, dictionary, refined, contrastive)
+        return D2LSOutput(logits, aux_logits, dictionary, refined, contrastive, intermediate, grid)
 
     def predict(
         self, features: Sequence[Tensor], size: tuple[int, int], return_confidence: bool = True

@@ -59,7 +59,8 @@ class D2LS(nn.Module):
         if isinstance(logits, Tensor) and not self.training:
             return logits
         aux_logits = None if output.aux_logits is None else _cropped(output.aux_logits, size)
-        return output._replace(logits=logits, aux_logits=aux_logits)
+        intermediate = tuple(_cropped(each, size) for each in output.intermediate)
+        return output._replace(logits=logits, aux_logits=aux_logits, intermediate=intermediate)
 
     @overload
     def predict(self, images: Tensor, return_confidence: Literal[False] = False) -> Tensor: ...

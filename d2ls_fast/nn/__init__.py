@@ -5,9 +5,10 @@ from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss, 
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.nn.dictionary import ClassDictionary, MixtureWeights
 from d2ls_fast.nn.interaction import AlternatingCrossAttention
-from d2ls_fast.nn.losses import D2LSLoss, dice_loss, soft_cross_entropy
+from d2ls_fast.nn.losses import D2LSLoss
 from d2ls_fast.nn.position import RandomFourierPositions
 from d2ls_fast.nn.pyramid import PyramidNeck
+from d2ls_fast.nn.segmentation import dice_loss, soft_cross_entropy
 
 __all__ = [
     "AlternatingCrossAttention",

@@ -20,11 +20,15 @@ Form = Literal["auto", "folded", "projected"]
 
 
 class Interaction(NamedTuple):
-    """What the interaction leaves: dictionaries ``[G * B, K, C]``, pixels ``[G * B, N, C]``, dictionaries by stage."""
+    """What the interaction leaves: dictionaries ``[G * B, K, C]``, pixels ``[G * B, N, C]``, and both by stage.
+
+    The pixels by stage are there only where they were asked for.
+    """
 
     dictionary: Tensor
     pixels: Tensor
     stage_dictionaries: list[Tensor]
+    stage_pixels: list[Tensor]
 
 
 class InteractionStage(nn.Module):
@@ -147,8 +151,11 @@ class AlternatingCrossAttention(nn.Module):
         result = self.run(pixels, pixel_pe, dictionary)
         return result.dictionary, result.pixels
 
-    def run(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
-        """As :meth:`forward`, and the dictionary after each stage (before the last look) as well."""
+    def run(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool = False) -> Interaction:
+        """As :meth:`forward`, and the dictionary after each stage (before the last look) as well.
+
+        ``keep_pixels`` also keeps the pixels after each stage.
+        """
         if dictionary.shape[0] == 0 or dictionary.shape[0] % pixels.shape[0]:
             expected = f"[G * {pixels.shape[0]}, K, {pixels.shape[2]}]"
             raise ValueError(f"dictionary must be {expected} for these pixels, got {tuple(dictionary.shape)}")
@@ -157,27 +164,30 @@ class AlternatingCrossAttention(nn.Module):
         if reference or pixel_pe.dim() == 3:
             # An encoding of every image's own has to meet the pixels of every dictionary after the first update.
             pixels, pixel_pe = repeated(pixels, dictionary), repeated(pixel_pe, dictionary)
-        result = (self._run_definition if reference else self._run_passes)(pixels, pixel_pe, dictionary)
-        return result._replace(pixels=repeated(result.pixels, dictionary))
+        result = (self._run_definition if reference else self._run_passes)(pixels, pixel_pe, dictionary, keep_pixels)
+        kept = [repeated(each, dictionary) for each in result.stage_pixels]
+        return result._replace(pixels=repeated(result.pixels, dictionary), stage_pixels=kept)
 
-    def _run_definition(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
-        position, after = dictionary, []
+    def _run_definition(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool) -> Interaction:
+        position, after, kept = dictionary, [], []
         for layer in self.layers:
             dictionary, pixels = layer(pixels, pixel_pe, dictionary, position)
             after.append(dictionary)
+            if keep_pixels:
+                kept.append(pixels)
         if self.final_attention is not None and self.final_norm is not None:
             update = self.final_attention(dictionary + position, pixels + pixel_pe, pixels)
             dictionary = normalised_sum(self.final_norm, dictionary, update.to(dictionary.dtype))
-        return Interaction(dictionary, pixels, after)
+        return Interaction(dictionary, pixels, after, kept)
 
-    def _run_passes(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
+    def _run_passes(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool) -> Interaction:
         """The same in L + 1 passes over the pixels.
 
         Stage l's pixel update needs D_l, and stage l + 1's look at the pixels needs only D_l: one pass does both.
         """
         if self._projects(pixels, dictionary):
-            return self._run_projected(pixels, pixel_pe, dictionary)
-        position, after = dictionary, []
+            return self._run_projected(pixels, pixel_pe, dictionary, keep_pixels)
+        position, after, kept = dictionary, [], []
         stages = cast("list[InteractionStage]", list(self.layers))
         looks = [stage.dictionary_attention for stage in stages]
         following: list[CrossAttention | None] = [*looks[1:], self.final_attention]
@@ -189,12 +199,14 @@ class AlternatingCrossAttention(nn.Module):
             dictionary = step.dictionary
             after.append(dictionary)
             pixels, context = stage.one_pass(pixels, pixel_pe, step, next_look is not None)
+            if keep_pixels:
+                kept.append(pixels)
         if self.final_attention is not None and self.final_norm is not None:
             update, eps = self.final_attention.update(self.final_norm), self.final_norm.eps
             dictionary = dictionary_step(
                 dictionary, position, heads, pixels.dtype, context=context, update=update, eps=eps
             ).dictionary
-        return Interaction(dictionary, pixels, after)
+        return Interaction(dictionary, pixels, after, kept)
 
     def _projects(self, pixels: Tensor, dictionary: Tensor) -> bool:
         if self.form != "auto":
@@ -207,9 +219,9 @@ class AlternatingCrossAttention(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixels.dtype
         return projecting_pays(*sizes, costs(device, dtype))
 
-    def _run_projected(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interaction:
+    def _run_projected(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool) -> Interaction:
         """The same for many entries, in 2 L + 1 passes that project the pixels on the way."""
-        position, after = dictionary, []
+        position, after, kept = dictionary, [], []
         for stage in cast("list[InteractionStage]", list(self.layers)):
             update = projected.look(stage.dictionary_attention, dictionary + position, pixels, pixel_pe)
             dictionary = normalised_sum(stage.dictionary_norm, dictionary, update)
@@ -217,10 +229,12 @@ class AlternatingCrossAttention(nn.Module):
             if stage.pixel_attention is not None and stage.pixel_norm is not None:
                 entries = (dictionary + position, dictionary)
                 pixels = projected.update(stage.pixel_attention, stage.pixel_norm, pixels, pixel_pe, *entries)
+            if keep_pixels:
+                kept.append(pixels)
         if self.final_attention is not None and self.final_norm is not None:
             update = projected.look(self.final_attention, dictionary + position, pixels, pixel_pe)
             dictionary = normalised_sum(self.final_norm, dictionary, update)
-        return Interaction(dictionary, pixels, after)
+        return Interaction(dictionary, pixels, after, kept)
 
 
 def normalised_sum(norm: nn.LayerNorm, tokens: Tensor, update: Tensor) -> Tensor:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from d2ls_fast.nn.classifier import PixelScores
+from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, labels_on_grid
 from d2ls_fast.nn.distributed import sum_over_processes
-from d2ls_fast.ops._segmentation import (
-    Compat,
-    SegmentationSums,
-    cross_entropy_sum,
-    dice_sums,
-    mean_cross_entropy,
-    mean_dice,
-    segmentation_means,
-    segmentation_sums_of_logits,
-)
+from d2ls_fast.ops._segmentation import Compat, SegmentationSums, segmentation_means, segmentation_sums_of_logits
+
+Contrast = Literal["ratio", "pixels", "none"]
 
 
 class TrainingOutput(Protocol):
-    """The part of a model's training output that the loss reads."""
+    """The part of a model's training output that the loss reads.
+
+    An output may also have ``intermediate``, ``pixels``, ``dictionary`` and ``grid`` as
+    :class:`~d2ls_fast.models.head.D2LSOutput` has them; the terms that need them are left out where it has not.
+    """
 
     @property
     def logits(self) -> Tensor | PixelScores: ...
@@ -35,86 +33,30 @@ class TrainingOutput(Protocol):
     def contrastive(self) -> Tensor | None: ...
 
 
-def soft_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    smoothing: float = 0.0,
-    class_weights: Tensor | None = None,
-    ignore_index: int = 255,
-    compat: Compat = "corrected",
-) -> Tensor:
-    r"""Cross-entropy with label smoothing.
-
-    Per labelled pixel :math:`-(1 - \epsilon) \log p_y - \frac{\epsilon}{K} \sum_k \log p_k`, each term times its
-    class's weight where weights are given. ``corrected`` divides the sum by the labelled pixels (their weights' sum),
-    ``release`` by all pixels, ignored ones included.
-
-    Args:
-        logits: ``[B, K, H, W]``.
-        target: int64 ``[B, H, W]``.
-        smoothing: epsilon in [0, 1).
-        class_weights: ``[K]``.
-        ignore_index: label that takes no part.
-        compat: which mean.
-
-    Returns:
-        scalar, at least float32; zero with zero gradients when no pixel is labelled.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = _wide(logits)
-        total = cross_entropy_sum(logits, target, class_weights, smoothing, ignore_index)
-        labelled = target != ignore_index
-        if class_weights is None:
-            weight = labelled.sum().to(total)
-        else:
-            weight = torch.where(labelled, class_weights.to(logits)[target.where(labelled, 0)], 0.0).sum()
-        return mean_cross_entropy(total, weight, target.numel(), compat)
-
-
-def dice_loss(
-    logits: Tensor, target: Tensor, smooth: float = 0.05, ignore_index: int = 255, compat: Compat = "corrected"
-) -> Tensor:
-    r"""Soft dice over the whole batch, one per class.
-
-    .. math:: 1 - \frac{2 \sum_n p_{nk} t_{nk} + s}{\sum_n p_{nk} + \sum_n t_{nk} + s}
-
-    over labelled pixels, with p the softmax and t the one-hot target. Classes without a target pixel add nothing;
-    ``corrected`` averages over the classes present, ``release`` divides by all K classes.
-
-    Args:
-        logits: ``[B, K, H, W]``.
-        target: int64 ``[B, H, W]``.
-        smooth: s.
-        ignore_index: label that takes no part.
-        compat: which mean.
-
-    Returns:
-        scalar, at least float32; zero with zero gradients when no pixel is labelled.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        return mean_dice(*dice_sums(_wide(logits), target, ignore_index), smooth, compat)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 class D2LSLoss(nn.Module):
     r"""What D2LS trains on.
 
-    ``ce(logits) + dice_weight * dice(logits) + auxiliary_weight * ce(aux_logits) + contrastive_weight * contrastive``,
-    with ce = :func:`soft_cross_entropy` and dice = :func:`dice_loss`. Terms the output does not have are left out.
+    ``ce(logits) + dice_weight * dice(logits) + auxiliary_weight * ce(aux_logits)
+    + intermediate_weight * mean(ce(stage) for stage in intermediate) + contrastive_weight * contrastive``
+
+    with ce = :func:`~d2ls_fast.nn.segmentation.soft_cross_entropy` and dice =
+    :func:`~d2ls_fast.nn.segmentation.dice_loss`. Terms the output does not have are left out.
 
     In training mode, where ``torch.distributed`` runs, every process gets the loss of all batches joined, and gradients
     whose mean over the processes (DDP, FSDP) is that loss's: see :mod:`d2ls_fast.nn.distributed`.
 
     Args:
-        smoothing: label smoothing of both cross-entropies, in [0, 1).
+        smoothing: label smoothing of all cross-entropies, in [0, 1).
         dice_weight: weight of the dice term; 0 leaves it out.
         dice_smooth: its smoothing constant.
         auxiliary_weight: weight of the cross-entropy on ``aux_logits``; 0 leaves it out.
-        contrastive_weight: weight of ``contrastive``; 0 leaves it out.
-        class_weights: one weight per class for both cross-entropies.
+        intermediate_weight: weight of the mean cross-entropy over the stages' ``intermediate``; 0 leaves it out.
+        contrastive: ``ratio``, the output's own :func:`~d2ls_fast.ops.ratio_contrast` over the dynamic dictionary;
+            ``pixels``, :class:`~d2ls_fast.nn.contrast.PixelDictionaryInfoNCE` between its refined pixels and its
+            dictionary, each pixel labelled as the centre of its 4 x 4 block; ``none``.
+        contrastive_weight: weight of that term; 0 leaves it out.
+        nce: the settings of ``pixels``; by default its own.
+        class_weights: one weight per class for all cross-entropies.
         ignore_index: label that takes no part anywhere.
         compat: ``corrected`` (mean over labelled pixels; absent classes left out of the dice) or ``release``
             (the released code's means: over all pixels, over all classes).
@@ -134,6 +76,9 @@ class D2LSLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
         ignore_index: int = 255,
         compat: Compat = "corrected",
+        intermediate_weight: float = 0.0,
+        contrastive: Contrast = "ratio",
+        nce: PixelDictionaryInfoNCE | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= smoothing < 1.0:
@@ -142,20 +87,25 @@ class D2LSLoss(nn.Module):
             ("dice_weight", dice_weight),
             ("dice_smooth", dice_smooth),
             ("auxiliary_weight", auxiliary_weight),
+            ("intermediate_weight", intermediate_weight),
             ("contrastive_weight", contrastive_weight),
             *((f"class_weights[{i}]", w) for i, w in enumerate(class_weights or ())),
         ):
             if not value >= 0.0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if compat not in get_args(Compat):
-            raise ValueError(f"compat must be one of {', '.join(get_args(Compat))}, got {compat!r}")
+        for name, choice, choices in (("compat", compat, Compat), ("contrastive", contrastive, Contrast)):
+            if choice not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {choice!r}")
         self.smoothing = smoothing
         self.dice_weight = dice_weight
         self.dice_smooth = dice_smooth
         self.auxiliary_weight = auxiliary_weight
+        self.intermediate_weight = intermediate_weight
+        self.contrastive = contrastive
         self.contrastive_weight = contrastive_weight
         self.ignore_index = ignore_index
         self.compat: Compat = compat
+        self.nce = (nce or PixelDictionaryInfoNCE(ignore_index=ignore_index)) if contrastive == "pixels" else None
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         # A setting, not a learned state: checkpoints do not carry it.
         self.register_buffer("class_weights", weights, persistent=False)
@@ -171,30 +121,48 @@ class D2LSLoss(nn.Module):
             target: int64 ``[B, H, W]``.
 
         Returns:
-            total (differentiable scalar) and the terms ``cross_entropy``, ``dice``, ``auxiliary``, ``contrastive`` as
-            they enter it: detached, already weighted, adding up to the total.
+            total (differentiable scalar) and the terms ``cross_entropy``, ``dice``, ``auxiliary``, ``intermediate``,
+            ``contrastive`` as they enter it: detached, already weighted, adding up to the total.
 
         Raises:
             ValueError: target and logits, or class weights and classes, do not fit.
         """
-        if isinstance(output, (Tensor, PixelScores)):
-            logits, aux_logits, contrastive = output, None, None
-        else:
-            logits, aux_logits, contrastive = output.logits, output.aux_logits, output.contrastive
+        logits = output if isinstance(output, (Tensor, PixelScores)) else output.logits
         self._check(logits, target)
-        sums = [self._sums(logits, target, bool(self.dice_weight))]
-        if aux_logits is not None and self.auxiliary_weight:
-            sums.append(self._sums(aux_logits, target, False))
-        (cross_entropy, dice), *others = self._means(sums)
+        auxiliary = self._given(output, "aux_logits", self.auxiliary_weight)
+        stages = self._given(output, "intermediate", self.intermediate_weight) or ()
+        without_dice = [*([] if auxiliary is None else [auxiliary]), *stages]
+        sums = [self._sums(each, target, with_dice=False) for each in without_dice]
+        (cross_entropy, dice), *others = self._means([self._sums(logits, target, self.dice_weight > 0), *sums])
         terms = {"cross_entropy": cross_entropy}
         if self.dice_weight:
             terms["dice"] = self.dice_weight * dice
+        if auxiliary is not None:
+            terms["auxiliary"] = self.auxiliary_weight * others.pop(0)[0]
         if others:
-            terms["auxiliary"] = self.auxiliary_weight * others[0][0]
-        if contrastive is not None and self.contrastive_weight:
+            terms["intermediate"] = self.intermediate_weight * torch.stack([each[0] for each in others]).mean()
+        contrastive = self._contrastive(output, target)
+        if contrastive is not None:
             terms["contrastive"] = self.contrastive_weight * contrastive
         total = torch.stack(list(terms.values())).sum()
         return total, {name: term.detach() for name, term in terms.items()}
+
+    @staticmethod
+    def _given(output: Any, name: str, weight: float) -> Any:
+        """A part of the output, None where it has no such part or the part has no weight."""
+        return getattr(output, name, None) if weight else None
+
+    def _contrastive(self, output: Any, target: Tensor) -> Tensor | None:
+        if self.nce is None:
+            return self._given(output, "contrastive", self.contrastive_weight * (self.contrastive == "ratio"))
+        pixels, dictionary, grid = (
+            self._given(output, name, self.contrastive_weight) for name in ("pixels", "dictionary", "grid")
+        )
+        if dictionary is None or grid is None:
+            return None
+        labels = labels_on_grid(target, grid, ignore_index=self.ignore_index)
+        contrastive: Tensor = self.nce(pixels, dictionary, labels)
+        return contrastive
 
     def _sums(self, logits: Tensor | PixelScores, target: Tensor, with_dice: bool) -> SegmentationSums:
         weights = self.class_weights

@@ -18,17 +18,19 @@ from torch.utils.data import DataLoader
 from d2ls_fast.data import DataSplits, Item
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.checkpoint import ModelCard
+from d2ls_fast.models.head import D2LSHead
 from d2ls_fast.models.model import D2LS, create_model
+from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE
 from d2ls_fast.nn.losses import D2LSLoss
 from d2ls_fast.training.batch_norm import join_batch_norms
-from d2ls_fast.training.config import TrainSettings
+from d2ls_fast.training.config import LossSettings, TrainSettings
 from d2ls_fast.training.log import CsvLog
 from d2ls_fast.training.module import SegmentationModule
 from d2ls_fast.training.parallel import Processes, RankShare, pick_strategy
 from d2ls_fast.training.sampling import TrainingStream
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-TERMS = ("cross_entropy", "dice", "auxiliary", "contrastive")
+TERMS = ("cross_entropy", "dice", "auxiliary", "intermediate", "contrastive")
 COLUMNS = ("loss", *(f"loss_{term}" for term in TERMS), "lr", "mean_iou", "mean_f1", "overall_accuracy")
 
 
@@ -46,6 +48,8 @@ def build_module(
     if not fresh:
         arguments["pretrained"] = False
     model = create_model(num_classes=len(data.classes), in_chans=len(data.bands), **arguments)
+    if isinstance(model, D2LS):
+        leave_out_unused(model.head, settings.loss)
     if processes.world > 1:
         join_batch_norms(model, device)
     sharded = processes.world > 1 and settings.strategy == "fsdp"
@@ -58,15 +62,25 @@ def build_module(
 
 
 def build_loss(settings: TrainSettings, data: DataSplits) -> D2LSLoss:
-    """The loss of the recipe.
+    """The loss of the recipe, whose class weights are numbers by now.
 
     Raises:
         UserError: another number of class weights than classes.
     """
     weights = settings.loss.class_weights
+    assert weights != "frequencies"
     if weights is not None and len(weights) != len(data.classes):
         raise UserError(f"loss.class_weights: {len(weights)} values for {len(data.classes)} classes; give one each")
-    return D2LSLoss(**settings.loss.model_dump())
+    nce = PixelDictionaryInfoNCE(**settings.loss.nce.model_dump(), prototypes=settings.model.prototypes)
+    return D2LSLoss(**settings.loss.model_dump(exclude={"nce", "frequency_form"}), nce=nce)
+
+
+def leave_out_unused(head: D2LSHead, loss: LossSettings) -> None:
+    """Make the head compute in training what the loss has a weight for, and nothing else."""
+    head.auxiliary = head.auxiliary and loss.auxiliary_weight > 0
+    head.intermediate = loss.intermediate_weight > 0
+    if loss.contrastive != "ratio" or loss.contrastive_weight == 0:
+        head.contrast = None
 
 
 def build_card(model: D2LS, data: DataSplits, settings: TrainSettings) -> ModelCard:
@@ -79,6 +93,8 @@ def build_card(model: D2LS, data: DataSplits, settings: TrainSettings) -> ModelC
         mean=data.mean,
         std=data.std,
         scale=data.scale,
+        dataset=settings.data.dataset,
+        protocol=settings.protocol,
     )
 
 
@@ -91,7 +107,7 @@ def build_loader(
 ) -> DataLoader[Item]:
     """This process's share of the batches of the steps from ``first_step`` to the end of the run."""
     per_step = settings.batch_size * settings.accumulate * processes.world
-    stream = TrainingStream(data.train, total_steps * per_step, settings.seed)
+    stream = TrainingStream(data.train, total_steps * per_step, settings.seed, per_step)
     return DataLoader(
         stream,
         batch_size=settings.batch_size,

@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from d2ls_fast.config import Settings
 from d2ls_fast.data.config import DataSettings
+from d2ls_fast.data.published.settings import Protocol
 from d2ls_fast.data.transforms import AugmentSettings
 from d2ls_fast.errors import UserError
 
@@ -42,15 +43,32 @@ class ModelSettings(Settings):
         return self.model_dump() | {"pretrained": resolve_weights(self.pretrained)}
 
 
+class NceSettings(Settings):
+    """Pixel-dictionary InfoNCE; the names are those of :class:`d2ls_fast.nn.contrast.PixelDictionaryInfoNCE`."""
+
+    temperature: float = Field(0.1, gt=0)
+    direction: Literal["pixels", "dictionary", "both"] = "pixels"
+    balanced: bool = False
+
+
 class LossSettings(Settings):
-    """Weights of the loss terms; the names are those of :class:`d2ls_fast.nn.losses.D2LSLoss`."""
+    """Weights of the loss terms; the names are those of :class:`d2ls_fast.nn.losses.D2LSLoss`.
+
+    ``class_weights: frequencies`` counts the training masks first, and balances the classes as ``frequency_form`` says:
+    see :func:`d2ls_fast.training.class_weights.frequency_weights`. The settings that a run writes hold the numbers.
+    The ``nce`` group is that of ``contrastive: pixels``.
+    """
 
     smoothing: float = Field(0.05, ge=0, lt=1)
     dice_weight: float = Field(1.0, ge=0)
     dice_smooth: float = Field(0.05, ge=0)
     auxiliary_weight: float = Field(0.4, ge=0)
+    intermediate_weight: float = Field(0.0, ge=0)
+    contrastive: Literal["ratio", "pixels", "none"] = "ratio"
     contrastive_weight: float = Field(1.0, ge=0)
-    class_weights: list[Annotated[float, Field(ge=0)]] | None = None
+    nce: NceSettings = NceSettings()
+    class_weights: Literal["frequencies"] | list[Annotated[float, Field(ge=0)]] | None = None
+    frequency_form: Literal["median", "inverse"] = "median"
     compat: Literal["corrected", "release"] = "corrected"
 
 
@@ -90,6 +108,8 @@ class TrainSettings(Settings):
     seed: int = Field(42, ge=0)
     output: Path = Field(Path("runs/d2ls"), description="folder that receives everything the run writes")
 
+    protocol: Protocol = Field("honest", description="which published subsets train, choose the model and score it")
+
     model: ModelSettings
     data: DataSettings
     augment: AugmentSettings = AugmentSettings()
@@ -119,6 +139,12 @@ class TrainSettings(Settings):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are evaluated and kept")
     workers: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)
+    gallery: int = Field(6, ge=0, description="worst and best tiles that the report shows; 0 spares a validation pass")
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _data_under_the_protocol(cls, data: DataSettings, info: ValidationInfo) -> DataSettings:
+        return data.under(info.data["protocol"]) if "protocol" in info.data else data
 
     @field_serializer("data")
     def _data_as_given(self, data: DataSettings) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2ls_fast.data import Item
@@ -15,6 +16,7 @@ from d2ls_fast.errors import UserError
 from d2ls_fast.models.checkpoint import ModelCard
 from d2ls_fast.models.model import D2LS
 from d2ls_fast.training.config import TrainSettings
+from d2ls_fast.training.gallery import Gallery
 from d2ls_fast.training.metrics import ConfusionMatrix, Scores
 
 
@@ -27,6 +29,7 @@ def evaluate_model(
     precision: str = "32",
     workers: int = 0,
     progress: Callable[[], None] | None = None,
+    gallery: Gallery | None = None,
 ) -> Scores:
     """Predict every item of ``dataset`` whole, one by one, and score all pixels in one confusion matrix.
 
@@ -36,16 +39,31 @@ def evaluate_model(
         exclude: class indices left out of the means.
         precision: "32", "bf16" or "fp16": the type under autocast.
         progress: called after every item.
+        gallery: is shown every item with its prediction.
     """
     matrix = ConfusionMatrix(num_classes, exclude=exclude)
+    for item, labels in predictions(model, dataset, device, precision, workers):
+        matrix.update(labels, item["label"].to(device))
+        if gallery is not None:
+            gallery.add(item["image"][0], item["label"][0], labels[0].cpu(), item["name"][0])
+        if progress is not None:
+            progress()
+    return matrix.compute()
+
+
+def predictions(
+    model: D2LS,
+    dataset: Dataset[Item],
+    device: str | torch.device = "cpu",
+    precision: str = "32",
+    workers: int = 0,
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Every item of ``dataset``, as a batch of one, with its predicted labels [1, h, w] on ``device``."""
     model.to(device)
     for item in DataLoader(dataset, batch_size=1, num_workers=workers):
         with autocast(device, precision):
             labels = model.predict(item["image"].to(device))
-        matrix.update(labels, item["label"].to(device))
-        if progress is not None:
-            progress()
-    return matrix.compute()
+        yield item, labels
 
 
 def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[Any]:

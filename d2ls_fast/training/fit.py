@@ -14,16 +14,19 @@ from d2ls_fast.data import DataSplits, build_datasets
 from d2ls_fast.errors import UserError
 from d2ls_fast.files import writable_folder, write_json, write_yaml
 from d2ls_fast.training.build import build_card, build_loader, build_module, build_trainer, run
+from d2ls_fast.training.class_weights import with_class_weights
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import excluded_indices, pick_device
 from d2ls_fast.training.metrics import Scores
 from d2ls_fast.training.outputs import BEST_MODEL, LAST_MODEL, ValidateAndSave
 from d2ls_fast.training.parallel import find_processes
 from d2ls_fast.training.progress import TrainingProgress
+from d2ls_fast.training.protocol import describe
 from d2ls_fast.training.report import score_table, scores_to_json, versions
+from d2ls_fast.training.reports import write_run_page
 from d2ls_fast.training.resume import LAST_STATE, PREVIOUS_STATE, check_state, find_state
 
-SETTINGS, METRICS, REPORT = "settings.yaml", "metrics.csv", "report.json"
+SETTINGS, METRICS, REPORT, PAGE = "settings.yaml", "metrics.csv", "report.json", "report.html"
 
 
 def fit(
@@ -36,8 +39,9 @@ def fit(
     """Train by ``settings`` and write into ``settings.output``.
 
     The folder receives ``settings.yaml``, ``metrics.csv`` (and TensorBoard events where it is installed),
-    ``last.ckpt``, ``previous.ckpt``, ``last.safetensors``, ``best.safetensors`` and ``report.json``; the scores of the
-    best model are printed. Under torchrun every process calls this; the first one writes and prints.
+    ``last.ckpt``, ``previous.ckpt``, ``last.safetensors``, ``best.safetensors``, ``report.html`` and, last of all,
+    ``report.json``; the scores of the best model are printed. Under torchrun every process calls this; the first one
+    writes and prints.
 
     Args:
         resume: continue from ``last.ckpt``.
@@ -61,6 +65,7 @@ def fit(
     folder = _prepare_folder(settings.output, resume, overwrite) if first else settings.output
     seed_everything(settings.seed, workers=True, verbose=False)
     data = build_datasets(settings.data, settings.augment)
+    settings = with_class_weights(settings, data.train.pairs, console)
     images_per_step = settings.batch_size * settings.accumulate * processes.world
     steps_per_epoch = max(1, math.ceil(len(data.train) / images_per_step))
     total_steps = settings.steps or steps_per_epoch * (settings.epochs or 1)
@@ -100,11 +105,14 @@ def fit(
         f" of {images_per_step} on {processes.world} x {device}, output in {folder}",
         highlight=False,
     )
+    for line in describe(settings, data):
+        console.print(line, highlight=False, soft_wrap=True)
     started = time.perf_counter()
     run(trainer, module, loader, state)
 
     report = {
         "name": settings.name,
+        "protocol": describe(settings, data),
         "steps": total_steps,
         "steps_in_this_session": total_steps - first_step,
         "seconds_in_this_session": round(time.perf_counter() - started, 1),
@@ -120,10 +128,13 @@ def fit(
         "settings": settings.model_dump(mode="json"),
     }
     if first:
+        write_run_page(
+            folder / PAGE, report, settings, data, validation.best, folder / BEST_MODEL, folder / METRICS, console
+        )
         write_json(folder / REPORT, report)
     if validation.best is not None:
         console.print(score_table(validation.best, data.classes, f"{settings.name}: step {validation.best_step}"))
-    console.print(f"best model: {folder / BEST_MODEL}", highlight=False)
+    console.print(f"best model: {folder / BEST_MODEL}, report: {folder / PAGE}", highlight=False, soft_wrap=True)
     return report
 
 
@@ -131,7 +142,7 @@ def _prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
     writable_folder(folder, "output=")
     for leftover in folder.glob(".*.part*"):  # of a run that was killed while writing
         leftover.unlink()
-    names = (LAST_STATE, PREVIOUS_STATE, LAST_MODEL, BEST_MODEL, REPORT)
+    names = (LAST_STATE, PREVIOUS_STATE, LAST_MODEL, BEST_MODEL, REPORT, PAGE)
     earlier = [folder / name for name in names if (folder / name).exists()]
     if earlier and not resume:
         if not overwrite:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from d2ls_fast.files import replacing
+from d2ls_fast.training.figures import matrix_figure, row_shares
 from d2ls_fast.training.metrics import Scores
 
 _PER_CLASS = ("iou", "f1", "precision", "recall")
@@ -42,7 +43,7 @@ def matrix_table(scores: Scores, classes: Sequence[str]) -> Table:
     table.add_column("truth \\ prediction")
     for name in classes:
         table.add_column(name, justify="right")
-    for name, row in zip(classes, _row_shares(scores), strict=True):
+    for name, row in zip(classes, row_shares(scores).tolist(), strict=True):
         table.add_row(name, *map(_percent, row))
     return table
 
@@ -64,30 +65,8 @@ def scores_to_json(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
 
 def save_matrix_picture(path: Path, scores: Scores, classes: Sequence[str], title: str) -> None:
     """Write the confusion matrix (percent of each true class) as a PNG picture."""
-    from matplotlib.figure import Figure
-
-    shares = [[0.0 if math.isnan(value) else 100 * value for value in row] for row in _row_shares(scores)]
-    size = max(4.5, 0.75 * len(classes) + 2.5)
-    figure = Figure(figsize=(size, size), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("truth")
-    axes.set_title(title)
-    for row in ticks:
-        for column in ticks:
-            value = shares[row][column]
-            colour = "white" if value > 55 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
     with replacing(path) as temporary:
-        figure.savefig(temporary)
-
-
-def _row_shares(scores: Scores) -> list[list[float]]:
-    return [[count / sum(row) if sum(row) else math.nan for count in row] for row in scores.matrix]
+        matrix_figure(scores, classes, title).savefig(temporary)
 
 
 def _percent(value: float) -> str:
@@ -100,5 +79,5 @@ def _or_null(value: float) -> float | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    packages = {name: version(name) for name in ("torch", "timm", "lightning")}
+    packages = {name: version(name) for name in ("d2ls_fast", "torch", "timm", "lightning")}
     return {"python": platform.python_version(), **packages}

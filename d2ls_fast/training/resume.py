@@ -49,11 +49,12 @@ def find_state(folder: Path, previous: bool) -> Path:
 
 
 def identity(settings: TrainSettings) -> dict[str, Any]:
-    """What must not change between a run and its continuation: network, classes, bands, averaging."""
+    """What must not change between a run and its continuation: network, classes, bands, protocol, averaging."""
     network = {f"model.{key}": value for key, value in settings.model.model_dump(exclude={"pretrained"}).items()}
     return network | {
         "data.classes": settings.data.class_names,
         "data.bands": settings.data.bands,
+        "protocol": settings.protocol,
         "ema": settings.ema is not None,
         "optimizer.lookahead": settings.optimizer.lookahead is not None,
     }

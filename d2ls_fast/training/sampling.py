@@ -19,13 +19,17 @@ class TrainingStream(Dataset[Item]):
     Args:
         items: random crops that draw from torch's default generator.
         total: items of the whole run.
-        seed: of the order and of the crops.
+        seed: of the order, of the crops and of their sizes.
+        per_step: items of one optimizer step.
+
+    With ``augment.batch_sizes`` every item of a step has the same crop size, which ``seed`` and the step number decide.
     """
 
-    def __init__(self, items: TrainCrops, total: int, seed: int) -> None:
+    def __init__(self, items: TrainCrops, total: int, seed: int, per_step: int = 1) -> None:
         self.items = items
         self.total = total
         self.seed = seed
+        self.per_step = per_step
         self._epoch = -1
         self._order: Sequence[int] = ()
 
@@ -39,7 +43,12 @@ class TrainingStream(Dataset[Item]):
             self._epoch, self._order = epoch, torch.randperm(len(self.items), generator=generator).tolist()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self.seed + 1, position))
-            return self.items[self._order[offset]]
+            return self.items.item(self._order[offset], self.crop_size(position // self.per_step))
+
+    def crop_size(self, step: int) -> int:
+        """Side of the crops of optimizer step ``step``, counted from 0."""
+        sizes = self.items.settings.batch_sizes
+        return self.items.settings.crop if sizes is None else sizes[_mix(self.seed + 3, step) % len(sizes)]
 
 
 def seed_batch(seed: int, number: int) -> None:

@@ -16,7 +16,9 @@ from d2ls_fast.files import writable_folder, write_json
 from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import check_card, evaluate_model, excluded_indices, pick_device
+from d2ls_fast.training.protocol import check_protocol, describe
 from d2ls_fast.training.report import matrix_table, save_matrix_picture, score_table, scores_to_json
+from d2ls_fast.training.reports import new_gallery, write_evaluation_page
 
 
 def score_checkpoint(
@@ -27,7 +29,7 @@ def score_checkpoint(
     origin: str,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json`` and ``<split>.png``.
+    """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json``, .png and .html.
 
     Images are normalised as the checkpoint says, not as the recipe says.
 
@@ -48,12 +50,16 @@ def score_checkpoint(
     model, card = load_checkpoint(checkpoint, device)
     bands = settings.data.bands or common_bands(settings.data, split_pairs(settings.data).all)
     check_card(card, checkpoint, settings.data.class_names, bands, origin)
+    check_protocol(card, checkpoint, settings, origin)
     as_trained = {"normalisation": None, "mean": card.mean, "std": card.std}
     data = build_datasets(settings.data.model_copy(update=as_trained))
     dataset = getattr(data, split)
     if len(dataset) == 0:
-        raise UserError(f"{origin}: the split {split!r} has no images; add data.{split}, or give another --split")
+        source = settings.data.published
+        remedy = f"add data.{split}" if source is None else source.no_test
+        raise UserError(f"{origin}: the split {split!r} has no images: {remedy}, or give another --split")
     folder = writable_folder(output or checkpoint.parent / "evaluation", "--output")
+    gallery = new_gallery(settings, data)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{split} images", total=len(dataset))
         scores = evaluate_model(
@@ -65,13 +71,23 @@ def score_checkpoint(
             settings.precision,
             settings.workers,
             lambda: bar.advance(task),
+            gallery,
         )
-    result = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
+    protocol = describe(settings, data)
+    if not card.protocol:
+        protocol.append("note: the checkpoint does not say what it was trained on, or under which protocol")
+    result: dict[str, Any] = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
+    result["protocol"] = protocol
     result |= scores_to_json(scores, data.classes)
     write_json(folder / f"{split}.json", result)
     title = f"{checkpoint.name} on {split}: mean IoU {100 * scores.mean_iou:.1f} %"
     save_matrix_picture(folder / f"{split}.png", scores, data.classes, title)
     console.print(score_table(scores, data.classes, f"{checkpoint} on {split}"))
     console.print(matrix_table(scores, data.classes))
-    console.print(f"written: {folder / f'{split}.json'}, {folder / f'{split}.png'}", highlight=False, soft_wrap=True)
+    for line in protocol:
+        console.print(line, highlight=False, soft_wrap=True)
+    page = folder / f"{split}.html"
+    write_evaluation_page(page, result, settings, data, scores, gallery, device)
+    written = f"{folder / f'{split}.json'}, {folder / f'{split}.png'}, {page}"
+    console.print(f"written: {written}", highlight=False, soft_wrap=True)
     return result

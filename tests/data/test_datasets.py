@@ -39,6 +39,35 @@ def test_image_and_label_of_a_crop_belong_together(settings, tmp_path, write_png
         assert agree.float().mean() > 0.95  # the edge between the classes blurs
 
 
+def test_mosaics_join_four_images_by_the_same_rules(settings, tmp_path, write_png):
+    for number in range(6):
+        labels = np.full((80, 90), 0, np.uint8)
+        labels[10 * number :, 40:] = 1
+        write_png(tmp_path / "images" / f"{number}.png", np.dstack([labels * 100 + 50 + number] * 3))
+        write_png(tmp_path / "masks" / f"{number}.png", labels)
+    changes = {"samples_per_epoch": 30, "mean": [100] * 3, "std": [50] * 3}
+    plain = AugmentSettings(crop=48, scales=[1.0], photometric=0.0, mosaic=1.0, rot90=0, hflip=0, vflip=0)
+    train = build_datasets(settings(**changes), plain).train
+    torch.manual_seed(0)
+    images_joined = []
+    for index in range(30):
+        item = train[index]
+        assert item["image"].shape == (3, 48, 48)
+        assert ((item["image"][0] > 0) == (item["label"] == 1)).all()
+        raw = (item["image"][0] * 50 + 100).round().long() % 50
+        images_joined.append(len(raw.unique()))
+    assert max(images_joined) == 4 and sum(images_joined) > 60
+    large = build_datasets(settings(**changes), plain.model_copy(update={"crop": 400})).train[0]
+    assert large["image"].shape == (3, 400, 400)
+    assert not large["image"][:, large["label"] == 255].any()  # each quarter is padded, and padding is no class
+
+
+def test_an_item_can_be_asked_for_at_another_size(settings, pairs_on_disk):
+    pairs_on_disk("x", size=(100, 100))
+    train = build_datasets(settings(), CROP).train
+    assert train.item(0, 64)["image"].shape == (3, 64, 64) and train[0]["image"].shape == (3, 32, 32)
+
+
 def test_samples_follow_the_area(settings, pairs_on_disk):
     pairs_on_disk("small", size=(32, 32))
     pairs_on_disk("large", size=(96, 96))

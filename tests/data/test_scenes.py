@@ -71,13 +71,20 @@ def test_images_are_averaged_and_labels_are_not(one_scene):
 
 def test_images_are_kept_within_the_budget(one_scene, tmp_path):
     chosen, pair = one_scene(np.zeros((3, 64, 64), np.uint8), np.zeros((64, 64), np.uint8))
+    pairs = [pair, replace(pair, name="second"), replace(pair, name="third")]
+
+    def kept(gigabytes):
+        reader = SceneReader(chosen.model_copy(update={"cache_gigabytes": gigabytes}), [1, 2, 3])
+        first = [reader.read(one) for one in pairs]
+        return [reader.read(one) is scene for one, scene in zip(pairs, first, strict=True)]
+
+    assert kept(1.0) == [True] * 3 and kept(20e-6) == [True, False, False] and kept(1e-6) == [False] * 3
+
+
+def test_of_images_that_do_not_fit_the_last_is_held(one_scene):
+    chosen, pair = one_scene(np.zeros((3, 64, 64), np.uint8), np.zeros((64, 64), np.uint8), cache_gigabytes=0.0)
     reader = SceneReader(chosen, [1, 2, 3])
     assert reader.read(pair) is reader.read(pair)
-    tight = SceneReader(chosen.model_copy(update={"cache_gigabytes": 1e-6}), [1, 2, 3])
-    assert tight.read(pair) is not tight.read(pair)
-    for_one = SceneReader(chosen.model_copy(update={"cache_gigabytes": 20e-6}), [1, 2, 3])
-    other = replace(pair, name="other")
-    assert for_one.read(pair) is for_one.read(pair) and for_one.read(other) is not for_one.read(other)
 
 
 def test_normalisations(settings, tmp_path, pairs_on_disk, write_tiff):

@@ -1,37 +1,12 @@
-"""Pictures: stretch, tint, legend, truth beside prediction."""
+"""Pictures: legend, truth beside prediction."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from d2ls_fast.inference.render import overlay, side_by_side, stretch, with_legend
+from d2ls_fast.inference.render import side_by_side, with_legend
 
 PALETTE = [[0, 0, 200], [200, 0, 0]]
-
-
-def test_stretch_spreads_the_percentiles_over_eight_bits() -> None:
-    image = np.linspace(1000, 3000, 3 * 50 * 50).reshape(3, 50, 50).astype(np.uint16)
-    image[:, 0, 0] = 65535  # a single glint must not darken the rest
-    known = np.ones((50, 50), bool)
-    known[:, 40:] = False
-    picture = stretch(image, known)
-    assert picture.shape == (50, 50, 3)
-    assert picture.dtype == np.uint8
-    assert picture[known].min() == 0
-    assert picture[known].max() == 255
-    assert 100 < picture[known].mean() < 155
-    assert (picture[~known] == 0).all()
-
-
-def test_stretch_of_flat_or_missing_imagery_is_black() -> None:
-    assert (stretch(np.full((3, 4, 4), 7.0)) == 0).all()
-    assert (stretch(np.full((3, 4, 4), np.nan)) == 0).all()
-
-
-def test_overlay_tints_classes_and_leaves_the_rest() -> None:
-    rgb = np.full((1, 3, 3), 100, np.uint8)
-    result = overlay(rgb, np.array([[0, 1, 255]], np.uint8), PALETTE)
-    assert result[0].tolist() == [[55, 55, 145], [145, 55, 55], [100, 100, 100]]
 
 
 def test_legend_stands_beside_the_whole_picture() -> None:

@@ -111,6 +111,23 @@ def test_stage_dictionaries() -> None:
     assert torch.equal(result.stage_dictionaries[-1], result.dictionary)
 
 
+@pytest.mark.parametrize("alternating", [True, False])
+@pytest.mark.parametrize("form", ["folded", "projected"])
+def test_pixels_after_each_stage_are_kept_where_asked_for(form: str, alternating: bool) -> None:
+    layer = AlternatingCrossAttention(32, 4, 3, alternating=alternating, form=form).double()  # type: ignore[arg-type]
+    pixels, pixel_pe, dictionary = inputs()
+    both = torch.cat((dictionary, dictionary.flip(0)))
+    assert layer.run(pixels, pixel_pe, both).stage_pixels == []
+    with backend("reference"):
+        wanted = layer.run(pixels, pixel_pe, both, keep_pixels=True)
+    with backend("torch"):
+        got = layer.run(pixels, pixel_pe, both, keep_pixels=True)
+    assert len(got.stage_pixels) == 3 and torch.equal(got.stage_pixels[-1], got.pixels)
+    torch.testing.assert_close(got.stage_pixels, wanted.stage_pixels)
+    if alternating:
+        assert not torch.equal(got.stage_pixels[0], got.stage_pixels[1])
+
+
 def test_half_precision_is_no_worse_than_twice_the_definition() -> None:
     torch.manual_seed(0)
     layer = AlternatingCrossAttention(32, 4, 2).double()

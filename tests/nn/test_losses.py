@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2ls_fast.models.head import D2LSHead
 from d2ls_fast.nn.classifier import PixelClassifier, PixelScores
-from d2ls_fast.nn.losses import D2LSLoss, dice_loss, soft_cross_entropy
+from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, labels_on_grid
+from d2ls_fast.nn.losses import D2LSLoss
+from d2ls_fast.nn.segmentation import dice_loss, soft_cross_entropy
 
 
 class Output(NamedTuple):
@@ -49,6 +53,22 @@ def test_released_forms() -> None:
         soft_cross_entropy(logits, target, 0.05, compat="release"), released_cross_entropy(logits, target, 0.05)
     )
     torch.testing.assert_close(dice_loss(logits, target, 0.05, compat="release"), released_dice(logits, target, 0.05))
+
+
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_the_released_recipe_is_reproduced(keep_logits: bool) -> None:
+    """Soft cross-entropy and dice of the dynamic scores, 0.4 times soft cross-entropy of the static ones."""
+    head, maps, target = head_and_maps(contrastive=False)
+    output = head(maps, keep_logits)
+    got = D2LSLoss(compat="release")(output, target)[0]
+    stored = head(maps)
+    wanted = released_cross_entropy(stored.logits, target, 0.05) + released_dice(stored.logits, target, 0.05)
+    wanted = wanted + 0.4 * released_cross_entropy(stored.aux_logits, target, 0.05)
+    torch.testing.assert_close(got, wanted)
+    parameters = list(head.parameters())
+    pairs = zip(torch.autograd.grad(got, parameters), torch.autograd.grad(wanted, parameters), strict=True)
+    for gradient, expected in pairs:
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_corrected_forms_are_means_over_what_is_there() -> None:
@@ -126,6 +146,81 @@ def test_scores_and_their_logits_have_one_loss(compat: str, weights: list[float]
     torch.testing.assert_close(D2LSLoss()(scores, target)[0], D2LSLoss()(scores.logits(), target)[0])
 
 
+CHANNELS = [8, 8, 12, 16]
+
+
+def head_and_maps(**options: bool) -> tuple[D2LSHead, list[Tensor], Tensor]:
+    """Two stages, four classes, two images of 32 x 32 pixels, of which a part is unlabelled."""
+    torch.manual_seed(0)
+    head = D2LSHead(CHANNELS, 4, embed_dim=32, num_heads=2, stages=2, **options)  # type: ignore[arg-type]
+    target = torch.randint(0, 3, (2, 32, 32))
+    target[:, :5] = 255
+    return head, [torch.randn(2, c, 8 // 2**i, 8 // 2**i) for i, c in enumerate(CHANNELS)], target
+
+
+def test_every_combination_of_switches_trains_on_what_is_there() -> None:
+    for dynamic, auxiliary, ratio, intermediate in itertools.product((True, False), repeat=4):
+        head, maps, target = head_and_maps(
+            dynamic=dynamic, auxiliary=auxiliary, contrastive=ratio, intermediate=intermediate
+        )
+        outputs = [head(maps, keep_logits) for keep_logits in (True, False)]
+        for dice, weight, contrastive in itertools.product((0.0, 1.0), (0.0, 0.4), ("ratio", "pixels", "none")):
+            loss = D2LSLoss(
+                dice_weight=dice,
+                auxiliary_weight=weight,
+                intermediate_weight=weight,
+                contrastive=contrastive,  # type: ignore[arg-type]
+                contrastive_weight=weight,
+            )
+            expected = {
+                "cross_entropy": True,
+                "dice": dice,
+                "auxiliary": weight and auxiliary and dynamic,
+                "intermediate": weight and intermediate,
+                "contrastive": weight and (contrastive == "pixels" or (contrastive == "ratio" and ratio and dynamic)),
+            }
+            stored, fused = (loss(output, target) for output in outputs)
+            assert list(fused[1]) == [name for name, there in expected.items() if there]
+            assert all(term > 0 for term in fused[1].values())
+            torch.testing.assert_close(fused, stored)
+
+
+def test_intermediate_term_is_the_mean_over_the_stages() -> None:
+    head, maps, target = head_and_maps(intermediate=True)
+    output = head(maps)
+    pixels = head.neck(maps)
+    result = head.interaction.run(pixels, head.positions(8, 8), head.dictionary.dynamic(maps[-1]), keep_pixels=True)
+    states = zip(result.stage_pixels, result.stage_dictionaries, strict=True)
+    stages = [head.classifier(x, dictionary, (8, 8)) for x, dictionary in states]
+    torch.testing.assert_close(list(output.intermediate), stages)
+    wanted = torch.stack([soft_cross_entropy(stage, target, 0.05) for stage in stages]).mean()
+    torch.testing.assert_close(D2LSLoss(intermediate_weight=0.3)(output, target)[1]["intermediate"], 0.3 * wanted)
+    assert head.eval()(maps).intermediate == ()
+
+
+def test_contrastive_term_between_pixels_and_dictionary() -> None:
+    head, maps, target = head_and_maps(contrastive=False)
+    output = head(maps, keep_logits=False)
+    nce = PixelDictionaryInfoNCE(0.3, balanced=True, direction="both")
+    _, terms = D2LSLoss(contrastive="pixels", contrastive_weight=0.5, nce=nce)(output, target)
+    wanted = nce(output.pixels, output.dictionary, labels_on_grid(target))
+    torch.testing.assert_close(terms["contrastive"], 0.5 * wanted)
+
+
+@pytest.mark.parametrize("compat", ["corrected", "release"])
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_no_label_gives_zero_for_every_term_that_needs_labels(compat: str, keep_logits: bool) -> None:
+    """The ratio alone reads no labels."""
+    head, maps, target = head_and_maps(intermediate=True)
+    nce = PixelDictionaryInfoNCE(direction="both", balanced=True)
+    loss = D2LSLoss(compat=compat, intermediate_weight=1.0, contrastive="pixels", nce=nce)  # type: ignore[arg-type]
+    total, terms = loss(head(maps, keep_logits), torch.full_like(target, 255))
+    total.backward()
+    assert len(terms) == 5 and not any(terms.values()) and total.item() == 0.0
+    gradients = [p.grad for p in head.parameters()]
+    assert all(grad is not None and not grad.any() for grad in gradients)
+
+
 def test_half_precision_logits_are_summed_in_float32() -> None:
     logits, target = case()
     total, _ = D2LSLoss()(logits.bfloat16(), target)
@@ -139,6 +234,8 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
         ({"auxiliary_weight": -1.0}, "auxiliary_weight must not be negative"),
         ({"class_weights": [1.0, -1.0]}, r"class_weights\[1\]"),
         ({"compat": "old"}, "compat must be one of corrected, release"),
+        ({"contrastive": "all"}, "contrastive must be one of ratio, pixels, none"),
+        ({"intermediate_weight": -0.1}, "intermediate_weight must not be negative"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:

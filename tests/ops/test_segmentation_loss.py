@@ -10,7 +10,7 @@ from accuracy import assert_accurate
 from torch import Tensor
 
 from d2ls_fast.backends import backend, backends
-from d2ls_fast.nn.losses import dice_loss, soft_cross_entropy
+from d2ls_fast.nn.segmentation import dice_loss, soft_cross_entropy
 from d2ls_fast.ops import classify, segmentation_loss
 from d2ls_fast.ops.segmentation_loss import plain_backward, segmentation_sums_definition
 

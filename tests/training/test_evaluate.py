@@ -49,7 +49,7 @@ def test_the_scores_of_training_are_found_again_and_written(trained: Path, tmp_p
     assert sum(map(sum, result["matrix"])) == 3 * 46 * 48  # three images, two unlabelled rows each
     with Image.open(tmp_path / "scores/val.png") as picture:
         assert picture.width > 300
-    assert {path.name for path in (tmp_path / "scores").iterdir()} == {"val.json", "val.png"}
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == {"val.html", "val.json", "val.png"}
 
 
 def test_images_are_normalised_as_the_checkpoint_says(trained: Path, tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from tiny_recipe import CLASSES, write_recipe
 from d2ls_fast.config import load_settings
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.checkpoint import load_checkpoint
+from d2ls_fast.models.head import D2LSHead
 from d2ls_fast.nn.losses import D2LSLoss
 from d2ls_fast.training import outputs
-from d2ls_fast.training.config import TrainSettings
+from d2ls_fast.training.build import leave_out_unused
+from d2ls_fast.training.config import LossSettings, TrainSettings
 from d2ls_fast.training.fit import fit
 from d2ls_fast.training.metrics import scores_from_matrix
 
@@ -31,6 +33,7 @@ OUTPUTS = {
     "last.safetensors",
     "metrics.csv",
     "previous.ckpt",
+    "report.html",
     "report.json",
     "settings.yaml",
     "tensorboard",
@@ -229,3 +232,22 @@ def test_excluded_classes_and_class_weights_reach_the_run(tmp_path: Path) -> Non
     assert report["best"]["excluded_from_means"] == ["dark"]
     assert report["best"]["mean_iou"] == report["best"]["classes"]["bright"]["iou"]
     assert yaml.safe_load((tmp_path / "run/settings.yaml").read_text())["loss"]["class_weights"] == [1.0, 2.0]
+
+
+def test_every_loss_setting_reaches_the_run(tmp_path: Path) -> None:
+    nce = {"temperature": 0.2, "direction": "both", "balanced": True}
+    loss = {"intermediate_weight": 0.3, "auxiliary_weight": 0.0, "contrastive": "pixels", "nce": nce}
+    train(tmp_path, loss=loss, steps=2, evaluate_every=2)
+    rows = [row for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open(newline="")) if row["loss"]]
+    terms = {name.removeprefix("loss_"): value for name, value in rows[0].items() if name.startswith("loss_")}
+    assert [name for name, value in terms.items() if value] == ["cross_entropy", "dice", "intermediate", "contrastive"]
+    total = sum(float(value) for value in terms.values() if value)
+    assert total == pytest.approx(float(rows[0]["loss"]), rel=1e-4)
+
+
+def test_what_the_loss_does_not_use_is_not_computed() -> None:
+    head = D2LSHead([8, 8, 8, 8], 2, embed_dim=16, num_heads=2, stages=1)
+    leave_out_unused(head, LossSettings())
+    assert head.auxiliary and head.contrast is not None and not head.intermediate
+    leave_out_unused(head, LossSettings(auxiliary_weight=0.0, contrastive="none", intermediate_weight=0.1))
+    assert not head.auxiliary and head.contrast is None and head.intermediate

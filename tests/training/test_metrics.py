@@ -1,4 +1,4 @@
-"""Scores against scikit-learn, and the cases scikit-learn has no opinion on."""
+"""Scores against scikit-learn and torchmetrics, and the cases that these have no opinion on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchmetrics.functional.classification as tm
 from sklearn import metrics as sk
 
 from d2ls_fast.training.metrics import ConfusionMatrix, scores_from_matrix
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_scores_equal_scikit_learn_on_random_predictions(seed: int) -> None:
+def draw(seed: int, classes: int, size: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and predictions that are right in six of ten pixels."""
     random = np.random.default_rng(seed)
-    classes = int(random.integers(2, 9))
-    truth = random.integers(0, classes, 4000)
-    guess = np.where(random.random(4000) < 0.6, truth, random.integers(0, classes, 4000))
+    truth = random.integers(0, classes, size)
+    return truth, np.where(random.random(size) < 0.6, truth, random.integers(0, classes, size))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_equal_scikit_learn_and_torchmetrics_on_random_predictions(seed: int) -> None:
+    classes = 2 + 2 * seed
+    truth, guess = draw(seed, classes)
     matrix = ConfusionMatrix(classes)
     for part in range(0, 4000, 1000):  # batches of [2, 20, 25]
         cut = slice(part, part + 1000)
@@ -39,6 +45,43 @@ def test_scores_equal_scikit_learn_on_random_predictions(seed: int) -> None:
     assert scores.mean_iou == pytest.approx(sk.jaccard_score(truth, guess, average="macro"))
     assert scores.mean_f1 == pytest.approx(sk.f1_score(truth, guess, average="macro"))
     assert scores.overall_accuracy == pytest.approx(sk.accuracy_score(truth, guess))
+
+    given, wanted = torch.from_numpy(guess), torch.from_numpy(truth)
+    np.testing.assert_array_equal(scores.matrix, tm.multiclass_confusion_matrix(given, wanted, classes))
+    np.testing.assert_allclose(scores.iou, tm.multiclass_jaccard_index(given, wanted, classes, "none"), rtol=1e-5)
+    np.testing.assert_allclose(scores.f1, tm.multiclass_f1_score(given, wanted, classes, average="none"), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores.precision, tm.multiclass_precision(given, wanted, classes, average="none"), rtol=1e-5
+    )
+    np.testing.assert_allclose(scores.recall, tm.multiclass_recall(given, wanted, classes, average="none"), rtol=1e-5)
+    assert scores.overall_accuracy == pytest.approx(float(tm.multiclass_accuracy(given, wanted, classes, "micro")))
+
+
+def test_unlabelled_pixels_and_unseen_classes_are_treated_as_both_libraries_do() -> None:
+    truth, guess = draw(9, 4)
+    truth[::7] = 255  # and classes 4 and 5 are in neither
+    scores = ConfusionMatrix(6)
+    scores.update(torch.from_numpy(guess), torch.from_numpy(truth))
+    found = scores.compute()
+    kept = truth != 255
+    assert found.mean_iou == pytest.approx(sk.jaccard_score(truth[kept], guess[kept], average="macro"))
+    assert found.mean_f1 == pytest.approx(sk.f1_score(truth[kept], guess[kept], average="macro"))
+    given, wanted = torch.from_numpy(guess), torch.from_numpy(truth)
+    expected = tm.multiclass_jaccard_index(given, wanted, 6, average="macro", ignore_index=255)
+    assert found.mean_iou == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_isprs_convention_keeps_clutter_in_the_matrix_and_the_accuracy_only() -> None:
+    clutter = 5
+    truth, guess = draw(3, 6)
+    matrix = ConfusionMatrix(6, exclude=[clutter])
+    matrix.update(torch.from_numpy(guess), torch.from_numpy(truth))
+    scores = matrix.compute()
+    named = [0, 1, 2, 3, 4]
+    assert scores.mean_f1 == pytest.approx(sk.f1_score(truth, guess, labels=named, average="macro"))
+    assert scores.mean_iou == pytest.approx(sk.jaccard_score(truth, guess, labels=named, average="macro"))
+    assert scores.overall_accuracy == pytest.approx(sk.accuracy_score(truth, guess))
+    np.testing.assert_array_equal(scores.matrix, sk.confusion_matrix(truth, guess))
 
 
 def test_pixels_without_valid_truth_are_dropped() -> None:
@@ -97,22 +140,23 @@ def test_wrong_construction_is_refused(classes: int, exclude: list[int]) -> None
         ConfusionMatrix(classes, exclude=exclude)
 
 
-_COUNT_ONE_PIXEL = """
+_SCORE_HALF = """
 import sys, torch
 from d2ls_fast.training.metrics import ConfusionMatrix
-rank = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-matrix = ConfusionMatrix(2)
-matrix.update(torch.tensor([rank]), torch.tensor([0]))
-first, second = matrix.compute(), matrix.compute()
-assert first.matrix == second.matrix == [[1, 1], [0, 0]], (first, second)
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+truth, guess = torch.load(f"{folder}/pixels.pt", weights_only=True)
+whole, half = ConfusionMatrix(5, exclude=[4]), ConfusionMatrix(5, exclude=[4])
+half.update(guess[rank::2], truth[rank::2])
+first, second = half.compute(), half.compute()
 torch.distributed.destroy_process_group()
+whole.update(guess, truth)
+assert first == second == whole.compute(), (first, second, whole.compute())
 """
 
 
 def test_counts_are_summed_over_processes_and_computing_twice_adds_nothing(tmp_path: Path) -> None:
-    workers = [
-        subprocess.Popen([sys.executable, "-c", _COUNT_ONE_PIXEL, str(rank), str(tmp_path / "rendezvous")])
-        for rank in range(2)
-    ]
+    truth, guess = draw(4, 5)
+    torch.save((torch.from_numpy(truth), torch.from_numpy(guess)), tmp_path / "pixels.pt")
+    workers = [subprocess.Popen([sys.executable, "-c", _SCORE_HALF, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]

@@ -7,23 +7,49 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from d2ls_fast.data import AugmentSettings
 from d2ls_fast.training.sampling import TrainingStream
 
 
 class Draws:
-    """Stands for the random crops: returns its index and a draw from torch's default generator."""
+    """Stands for the random crops: returns its index, the crop size and a draw from torch's default generator."""
+
+    def __init__(self, sizes: list[int] | None = None) -> None:
+        self.settings = AugmentSettings(crop=32, batch_sizes=sizes)
 
     def __len__(self) -> int:
         return 5
 
-    def __getitem__(self, index: int) -> Any:
-        return {"index": index, "draw": torch.rand(())}
+    def item(self, index: int, crop: int) -> Any:
+        return {"index": index, "crop": crop, "draw": torch.rand(())}
 
 
 def _take(start: int, workers: int = 0, seed: int = 3) -> list[tuple[int, float]]:
     stream = TrainingStream(Draws(), total=17, seed=seed)  # type: ignore[arg-type]
     loader = DataLoader(stream, batch_size=1, sampler=range(start, 17), num_workers=workers)
     return [(int(item["index"]), float(item["draw"])) for item in loader]
+
+
+def _sizes(start: int, workers: int = 0, seed: int = 3, batch_size: int = 2) -> list[list[int]]:
+    """The crop sizes of each batch, two batches a step, from item ``start`` on."""
+    stream = TrainingStream(Draws([64, 96, 128]), total=240, seed=seed, per_step=4)  # type: ignore[arg-type]
+    loader = DataLoader(stream, batch_size=batch_size, sampler=range(start, 240), num_workers=workers)
+    return [batch["crop"].tolist() for batch in loader]
+
+
+def test_a_step_has_one_crop_size_of_the_set() -> None:
+    steps = _sizes(0, batch_size=4)
+    assert all(len(set(step)) == 1 for step in steps)
+    drawn = [step[0] for step in steps]
+    assert {drawn.count(size) > 10 for size in (64, 96, 128)} == {True}
+    assert drawn != [step[0] for step in _sizes(0, batch_size=4, seed=4)]
+    assert {item["crop"] for item in DataLoader(TrainingStream(Draws(), 9, 3), None)} == {32}  # type: ignore[arg-type]
+
+
+def test_crop_sizes_do_not_depend_on_start_workers_or_accumulation() -> None:
+    whole = _sizes(0)
+    assert _sizes(80) == whole[40:] and _sizes(0, workers=2) == whole
+    assert [first + second for first, second in zip(whole[::2], whole[1::2], strict=True)] == _sizes(0, batch_size=4)
 
 
 def test_every_pass_shows_every_item_once_in_another_order() -> None:

@@ -1,9 +1,39 @@
-"""Bilinear resampling of any part of an axis, with the same result as resampling the whole of it."""
+"""Resampling of images and labels, whole or any part with the same result as resampling the whole."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+
+def resample(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """``image`` [C, h, w] (floating) to [C, *size]: bilinear, antialiased where it shrinks."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def resample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """``labels`` [h, w] (any integer or bool dtype) to ``size``: nearest pixel centre."""
+    if tuple(labels.shape) == size:
+        return labels
+    rows, columns = (nearest(*lengths, 0, lengths[1]) for lengths in zip(labels.shape, size, strict=True))
+    return labels[rows[:, None], columns[None, :]]
+
+
+def nearest(source: int, target: int, start: int, stop: int) -> Tensor:
+    """The source pixels (int64) whose centres are nearest to output pixels ``start`` to ``stop`` of an axis that goes
+    from ``source`` to ``target`` pixels."""
+    return ((torch.arange(start, stop) + 0.5) * (source / target)).long().clamp_(max=source - 1)
+
+
+@lru_cache(maxsize=32)
+def axis_resampler(source: int, target: int) -> AxisResampler:
+    """An :class:`AxisResampler`, made once for each pair of lengths in use."""
+    return AxisResampler(source, target)
 
 
 class AxisResampler:

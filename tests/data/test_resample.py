@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from d2ls_fast.inference.resample import AxisResampler
+from d2ls_fast.data.resample import AxisResampler, resample, resample_labels
 
 SIZES = [(100, 35), (35, 100), (64, 32), (61, 61), (50, 51), (97, 1), (1, 7), (2, 300)]
 
@@ -36,3 +36,15 @@ def test_ready_counts_the_pixels_that_need_nothing_more(source: int, target: int
         ready = axis.ready(available)
         assert ready == 0 or axis.span(0, ready)[1] <= available
         assert ready == target or axis.span(ready, ready + 1)[1] > available
+
+
+def test_nearest_labels_match_the_centre_pixel():
+    labels = torch.arange(36).reshape(6, 6)
+    assert resample_labels(labels, (2, 2)).tolist() == [[7, 10], [25, 28]]
+    assert torch.equal(resample_labels(labels, (12, 12))[::2, 1::2], labels)
+
+
+def test_shrinking_averages_out_fine_patterns():
+    image = torch.zeros(1, 64, 64)
+    image[..., ::4] = 1.0  # a plain bilinear sample at the new centres would miss every bright column
+    assert (resample(image, (16, 16))[..., 2:-2] - 0.25).abs().max() < 0.1
