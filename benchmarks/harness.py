@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,11 +25,16 @@ class WrongResult(RuntimeError):
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute a case. ``run`` returns the tensors that are compared with the definition's."""
+    """One way to compute a case. ``run`` returns the tensors that are compared with the definition's.
+
+    ``judge`` replaces the case's, and ``facts`` are further columns of the variant's line, such as its parameters.
+    """
 
     name: str
     run: Callable[[], Sequence[Tensor]]
     checked: bool = True
+    judge: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Case:
         bytes_moved: least traffic of the fused form, in bytes.
         operations: arithmetic of the fused form, multiply-adds counted twice.
         judge: from a variant's results to what is compared with the truth, where they are not the same; not timed.
+        images: that one run works through, where a rate is wanted.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Case:
     bytes_moved: int = 0
     operations: int = 0
     judge: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Row:
     peak_extra_mb: float | None = None
     copy_bandwidth_percent: float | None = None
     matrix_rate_percent: float | None = None
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,12 +114,12 @@ def run_case(case: Case, device: str, limits: Limits, repeats: int, progress: Pr
         if progress and task is not None and repeat >= 2:
             progress.advance(task)
     baseline = statistics.median(times[case.variants[0].name])
-    return [_row(case, v.name, times[v.name], baseline, errors[v.name], limits) for v in case.variants]
+    return [_row(case, v, times[v.name], baseline, errors[v.name], limits) for v in case.variants]
 
 
 def _row(
     case: Case,
-    variant: str,
+    variant: Variant,
     times: list[float],
     baseline: float,
     error: float | None,
@@ -119,11 +127,12 @@ def _row(
 ) -> Row:
     ordered = sorted(times)
     median = statistics.median(ordered)
-    fused = variant.startswith("fused")
+    fused = variant.name.startswith("fused")
+    rate = {"images/s": f"{case.images / median:.2f}"} if case.images else {}
     return Row(
         case=case.name,
         setting=case.setting,
-        variant=variant,
+        variant=variant.name,
         median_ms=1e3 * median,
         p20_ms=1e3 * ordered[int(0.2 * (len(ordered) - 1))],
         p80_ms=1e3 * ordered[int(0.8 * (len(ordered) - 1))],
@@ -133,11 +142,12 @@ def _row(
         if fused and case.bytes_moved
         else None,
         matrix_rate_percent=100 * case.operations / median / limits.matrix_rate if fused and case.operations else None,
+        facts={**variant.facts, **rate},
     )
 
 
 def _error(variant: Variant, truth: Sequence[Tensor], case: Case) -> float:
-    results = case.judge(variant.run())
+    results = (variant.judge or case.judge)(variant.run())
     if len(results) != len(truth):
         raise WrongResult(f"{case.name}, {variant.name}: {len(results)} results where the definition has {len(truth)}")
     worst = 0.0

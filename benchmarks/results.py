@@ -31,6 +31,7 @@ def _cells(row: Row) -> list[str]:
         "-" if row.peak_extra_mb is None else f"{row.peak_extra_mb:.1f}",
         "-" if row.copy_bandwidth_percent is None else f"{row.copy_bandwidth_percent:.0f}",
         "-" if row.matrix_rate_percent is None else f"{row.matrix_rate_percent:.0f}",
+        *row.facts.values(),
     ]
 
 
@@ -46,7 +47,7 @@ def tables(report: Report) -> list[Table]:
     shown = []
     for title, rows in _by_case(report).items():
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
-        for column in _MEASURES:
+        for column in (*_MEASURES, *rows[0].facts):
             table.add_column(column, justify="left" if column == "variant" else "right", overflow="fold")
         for row in rows:
             table.add_row(*_cells(row))
@@ -57,7 +58,8 @@ def tables(report: Report) -> list[Table]:
 def markdown(report: Report) -> str:
     lines = [f"{key}: {value}  " for key, value in report.machine.items()]
     for title, rows in _by_case(report).items():
-        lines += ["", f"**{title}**", "", "| " + " | ".join(_MEASURES) + " |", "|" + "---|" * len(_MEASURES)]
+        columns = (*_MEASURES, *rows[0].facts)
+        lines += ["", f"**{title}**", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 

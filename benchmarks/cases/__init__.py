@@ -16,6 +16,7 @@ from d2ls_fast.benchmarks.cases import (
 from d2ls_fast.benchmarks.cases.common import Sizes
 from d2ls_fast.benchmarks.cases.head import head_cases
 from d2ls_fast.benchmarks.cases.model import model_cases, train_cases
+from d2ls_fast.benchmarks.cases.peers import peer_cases
 from d2ls_fast.benchmarks.harness import Case
 
 __all__ = ["LEVELS", "Sizes", "head_cases"]
@@ -31,9 +32,13 @@ def all_head_cases(sizes: Sizes) -> list[Case]:
     return [*head_cases(sizes), *training_head.cases(sizes)]
 
 
+def all_model_cases(sizes: Sizes) -> list[Case]:
+    return [*model_cases(sizes), *peer_cases(sizes)]
+
+
 LEVELS: dict[str, Callable[[Sizes], list[Case]]] = {
     "operator": operator_cases,
     "head": all_head_cases,
-    "model": model_cases,
+    "model": all_model_cases,
     "train": train_cases,
 }

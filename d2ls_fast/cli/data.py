@@ -62,7 +62,7 @@ def tile(
             group = tile_dataset(
                 settings.data, settings.augment, folder, size, overlap, f".{image_format.value}", advance
             )
-        recipe = settings.model_dump(mode="json", exclude={"protocol"})
+        recipe = settings.model_dump(mode="json")
         write_yaml(folder / "recipe.yaml", recipe | {"data": group | {"root": str(output)}})
     console.print(
         f"{tiles} tiles, {group['samples_per_epoch']} training items an epoch as before; train with"

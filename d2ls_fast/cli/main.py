@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from d2ls_fast.cli.ablate import ablate
 from d2ls_fast.cli.bench import bench
 from d2ls_fast.cli.data import data
 from d2ls_fast.cli.evaluate import evaluate
@@ -67,7 +68,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, evaluate, predict, bench, info):
+for command in (train, evaluate, predict, bench, ablate, info):
     app.command()(command)
 app.add_typer(data)
 

@@ -106,9 +106,10 @@ class MaskReader:
         """Class index of each of the 2^24 colours: one look-up a pixel, however many classes there are."""
         if self._colour_table is None:
             assert self._colours is not None
-            self._colour_table = np.full(2**24, _UNKNOWN, np.int16)
-            self._colour_table[[_code(colour) for colour in self._ignored_colours]] = IGNORE_INDEX
-            self._colour_table[[_code(colour) for colour in self._colours]] = np.arange(len(self._colours))
+            table = np.full(2**24, _UNKNOWN, np.int16)
+            table[[_code(colour) for colour in self._ignored_colours]] = IGNORE_INDEX
+            table[[_code(colour) for colour in self._colours]] = np.arange(len(self._colours))
+            self._colour_table = table  # whole at once: other threads may be reading masks
         return self._colour_table
 
     def _from_colours(

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from d2ls_fast.errors import UserError
 from d2ls_fast.files import replacing
-from d2ls_fast.models.model import D2LS, create_model
+from d2ls_fast.models.base import SegmentationModel
+from d2ls_fast.models.build import build_model
 
 _FORMAT = "d2ls_fast checkpoint 1"
 
@@ -25,7 +26,7 @@ class ModelCard:
     """What one must know to use a trained model on new imagery.
 
     Attributes:
-        model: arguments of :func:`~d2ls_fast.models.model.create_model`.
+        model: arguments of :func:`~d2ls_fast.models.build.build_model`.
         classes: names, in label order.
         palette: one RGB triple 0..255 per class.
         bands: 1-based bands of the source images, in the model's order.
@@ -52,7 +53,7 @@ class ModelCard:
 _CARD = TypeAdapter(ModelCard)
 
 
-def save_checkpoint(path: str | os.PathLike[str], model: D2LS, card: ModelCard) -> None:
+def save_checkpoint(path: str | os.PathLike[str], model: SegmentationModel, card: ModelCard) -> None:
     """Write ``model`` and ``card`` to ``path`` (.safetensors), whole or not at all.
 
     Raises:
@@ -68,7 +69,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: D2LS, card: ModelCard) 
         save_file(tensors, temporary, metadata)
 
 
-def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[D2LS, ModelCard]:
+def load_checkpoint(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[SegmentationModel, ModelCard]:
     """The model, in evaluation mode on ``device``, and its card. Runs no code from the file and downloads nothing.
 
     Raises:
@@ -90,7 +93,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     card = _read_card(metadata.get("card", ""), str(path))
     options = dict(card.model)
     try:
-        model = create_model(**{**options, "pretrained": False})
+        model = build_model(**{**options, "pretrained": False})
     except (UserError, TypeError) as error:
         raise UserError(f"{path}: its card describes no model this version can build ({error})") from None
     _check_weights(path, model, tensors)
@@ -126,7 +129,7 @@ def _check_card(card: ModelCard, origin: str) -> None:
         raise UserError(f"{origin}: the card's std and scale must be positive")
 
 
-def _check_weights(path: Path, model: D2LS, tensors: dict[str, torch.Tensor]) -> None:
+def _check_weights(path: Path, model: SegmentationModel, tensors: dict[str, torch.Tensor]) -> None:
     wanted = model.state_dict()
     for name, tensor in wanted.items():
         if name not in tensors:

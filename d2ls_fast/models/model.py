@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.backbones import Backbone, nearest
+from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.models.head import D2LSHead, D2LSOutput
 from d2ls_fast.nn.classifier import PixelScores
 
-_STRIDE = 32
 
-
-class D2LS(nn.Module):
+class D2LS(SegmentationModel):
     """A backbone and a D2LS head.
-
-    Images of any size from 32 x 32 are taken: they are padded at the bottom and the right to multiples of 32 by
-    repeating the edge, and results are cropped back, so every backbone sees sizes that all its strides divide.
 
     Attributes:
         backbone: gives four maps at strides 4, 8, 16, 32.
@@ -54,7 +46,7 @@ class D2LS(nn.Module):
             UserError: not a batch of images with ``in_chans`` bands, or smaller than 32 x 32.
         """
         size = (images.shape[-2], images.shape[-1])
-        output: D2LSOutput = self.head(self.backbone(self._padded(images)), keep_logits or not self.training)
+        output: D2LSOutput = self.head(self.backbone(self.padded(images)), keep_logits or not self.training)
         logits = _cropped(output.logits, size)
         if isinstance(logits, Tensor) and not self.training:
             return logits
@@ -62,41 +54,10 @@ class D2LS(nn.Module):
         intermediate = tuple(_cropped(each, size) for each in output.intermediate)
         return output._replace(logits=logits, aux_logits=aux_logits, intermediate=intermediate)
 
-    @overload
-    def predict(self, images: Tensor, return_confidence: Literal[False] = False) -> Tensor: ...
-
-    @overload
-    def predict(self, images: Tensor, return_confidence: Literal[True]) -> tuple[Tensor, Tensor]: ...
-
-    def predict(self, images: Tensor, return_confidence: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """The most likely class of every pixel, always in evaluation mode and without gradients.
-
-        The full-resolution logits of the batch are never stored.
-
-        Returns:
-            labels ``[B, H, W]`` uint8 (int16 above 256 classes), and with ``return_confidence`` their softmax
-            probability ``[B, H, W]`` float32.
-
-        Raises:
-            UserError: as :meth:`forward`.
-        """
+    def classify(self, images: Tensor, return_confidence: bool) -> tuple[Tensor, Tensor | None]:
+        """As the base class says; the full-resolution logits of the batch are never stored."""
         height, width = images.shape[-2:]
-        with _evaluating(self), torch.no_grad():
-            features = self.backbone(self._padded(images))
-            labels, confidence = self.head.predict(features, (height, width), return_confidence)
-        return labels if confidence is None else (labels, confidence)
-
-    def _padded(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1] != self.backbone.in_chans:
-            raise UserError(
-                f"images must be [B, {self.backbone.in_chans}, H, W] for this model, got {list(images.shape)};"
-                " choose the bands it was made for"
-            )
-        height, width = images.shape[-2:]
-        if height < _STRIDE or width < _STRIDE:
-            raise UserError(f"images must be at least {_STRIDE} x {_STRIDE} pixels, got {height} x {width}; pad them")
-        bottom, right = -height % _STRIDE, -width % _STRIDE
-        return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+        return self.head.predict(self.backbone(self.padded(images)), (height, width), return_confidence)
 
 
 def create_model(
@@ -135,15 +96,3 @@ def create_model(
 
 def _cropped(logits: Tensor | PixelScores, size: tuple[int, int]) -> Tensor | PixelScores:
     return logits.cropped(size) if isinstance(logits, PixelScores) else logits[..., : size[0], : size[1]]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is back in its own mode (some may be frozen)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

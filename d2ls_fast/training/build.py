@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader
 
 from d2ls_fast.data import DataSplits, Item
 from d2ls_fast.errors import UserError
+from d2ls_fast.models.base import SegmentationModel
+from d2ls_fast.models.build import build_model
 from d2ls_fast.models.checkpoint import ModelCard
 from d2ls_fast.models.head import D2LSHead
-from d2ls_fast.models.model import D2LS, create_model
+from d2ls_fast.models.model import D2LS
 from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE
 from d2ls_fast.nn.losses import D2LSLoss
 from d2ls_fast.training.batch_norm import join_batch_norms
@@ -30,7 +32,7 @@ from d2ls_fast.training.parallel import Processes, RankShare, pick_strategy
 from d2ls_fast.training.sampling import TrainingStream
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-TERMS = ("cross_entropy", "dice", "auxiliary", "intermediate", "contrastive")
+TERMS = ("cross_entropy", "mask", "dice", "auxiliary", "intermediate", "contrastive")
 COLUMNS = ("loss", *(f"loss_{term}" for term in TERMS), "lr", "mean_iou", "mean_f1", "overall_accuracy")
 
 
@@ -47,7 +49,7 @@ def build_module(
     arguments = settings.model.arguments()
     if not fresh:
         arguments["pretrained"] = False
-    model = create_model(num_classes=len(data.classes), in_chans=len(data.bands), **arguments)
+    model = build_model(num_classes=len(data.classes), in_chans=len(data.bands), **arguments)
     if isinstance(model, D2LS):
         leave_out_unused(model.head, settings.loss)
     if processes.world > 1:
@@ -55,7 +57,8 @@ def build_module(
     sharded = processes.world > 1 and settings.strategy == "fsdp"
     if settings.channels_last and not sharded:  # FSDP divides contiguous parameters only
         model = model.to(memory_format=torch.channels_last)
-    module = SegmentationModule(model, build_loss(settings, data), settings, total_steps, steps_per_epoch, sharded)
+    loss = model.training_loss(build_loss(settings, data))
+    module = SegmentationModule(model, loss, settings, total_steps, steps_per_epoch, sharded)
     if settings.compile:
         module.model.compile()
     return module
@@ -83,7 +86,7 @@ def leave_out_unused(head: D2LSHead, loss: LossSettings) -> None:
         head.contrast = None
 
 
-def build_card(model: D2LS, data: DataSplits, settings: TrainSettings) -> ModelCard:
+def build_card(model: SegmentationModel, data: DataSplits, settings: TrainSettings) -> ModelCard:
     """What the checkpoint says about the model."""
     return ModelCard(
         model=model.config,

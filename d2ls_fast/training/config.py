@@ -13,6 +13,7 @@ from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.published.settings import Protocol
 from d2ls_fast.data.transforms import AugmentSettings
 from d2ls_fast.errors import UserError
+from d2ls_fast.models.build import PEER_OPTIONS, ModelName
 
 _PACKAGE = "package:"
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -21,10 +22,15 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 class ModelSettings(Settings):
     """The network; the names are those of :func:`d2ls_fast.models.model.create_model`.
 
+    ``name`` chooses D2LS or one of its peers (:mod:`d2ls_fast.models.peers`), which heed ``backbone``, ``pretrained``
+    and those settings that :data:`d2ls_fast.models.build.PEER_OPTIONS` names, and pass over the rest: one recipe serves
+    them all.
+
     ``pretrained`` is ``false``, ``true`` (timm downloads), the path of a weights file, or ``package:NAME``: the single
     weights file inside the installed Python package NAME.
     """
 
+    name: ModelName = "d2ls"
     backbone: str
     pretrained: bool | str = False
     stages: int = Field(3, ge=1)
@@ -39,8 +45,11 @@ class ModelSettings(Settings):
     contrastive: bool = True
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for ``create_model``, with ``pretrained`` resolved to a bool or an existing file."""
-        return self.model_dump() | {"pretrained": resolve_weights(self.pretrained)}
+        """Keyword arguments for ``build_model``, with ``pretrained`` resolved to a bool or an existing file."""
+        options = self.model_dump(exclude={"name"})
+        if self.name != "d2ls":
+            options = {key: options[key] for key in ("backbone", *PEER_OPTIONS[self.name])}
+        return {"name": self.name, **options, "pretrained": resolve_weights(self.pretrained)}
 
 
 class NceSettings(Settings):

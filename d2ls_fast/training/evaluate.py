@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2ls_fast.data import Item
 from d2ls_fast.errors import UserError
+from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.models.checkpoint import ModelCard
-from d2ls_fast.models.model import D2LS
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.gallery import Gallery
 from d2ls_fast.training.metrics import ConfusionMatrix, Scores
 
 
 def evaluate_model(
-    model: D2LS,
+    model: SegmentationModel,
     dataset: Dataset[Item],
     num_classes: int,
     exclude: Iterable[int] = (),
@@ -52,7 +52,7 @@ def evaluate_model(
 
 
 def predictions(
-    model: D2LS,
+    model: SegmentationModel,
     dataset: Dataset[Item],
     device: str | torch.device = "cpu",
     precision: str = "32",

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from d2ls_fast.errors import UserError
-from d2ls_fast.models.model import D2LS
-from d2ls_fast.nn.losses import D2LSLoss
+from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.optim import averaged_copy, build_optimizer, learning_rate_factor
 from d2ls_fast.training.parallel import full_state, shard
@@ -24,11 +23,11 @@ from d2ls_fast.training.sampling import seed_batch
 
 
 class SegmentationModule(LightningModule):
-    """A D2LS model, its loss, its optimizer and, when asked for, its averaged weights.
+    """A segmentation model, its loss, its optimizer and, when asked for, its averaged weights.
 
     Args:
         model: the network that learns.
-        loss: gives the total loss and its terms from ``D2LSOutput`` and labels.
+        loss: gives the total loss and its terms from the model's training output and labels.
         settings: the recipe.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
         steps_per_epoch: for a schedule that changes the rate once an epoch.
@@ -37,8 +36,8 @@ class SegmentationModule(LightningModule):
 
     def __init__(
         self,
-        model: D2LS,
-        loss: D2LSLoss,
+        model: SegmentationModel,
+        loss: nn.Module,
         settings: TrainSettings,
         total_steps: int,
         steps_per_epoch: int = 1,
@@ -55,7 +54,7 @@ class SegmentationModule(LightningModule):
         self.average = None if settings.ema is None else averaged_copy(model, settings.ema)
 
     @property
-    def kept(self) -> D2LS:
+    def kept(self) -> SegmentationModel:
         """The weights to evaluate and keep: the averaged ones where averaging is on.
 
         Those of a divided model are put together: every process must ask for them.
@@ -65,7 +64,7 @@ class SegmentationModule(LightningModule):
             whole = self._whole[0]
             whole.load_state_dict(full_state(kept))
             return whole
-        assert isinstance(kept, D2LS)
+        assert isinstance(kept, SegmentationModel)
         return kept
 
     def configure_model(self) -> None:
@@ -110,11 +109,15 @@ class SegmentationModule(LightningModule):
 
         With float16 a gradient that overflows now and then is normal: the scaler skips that step and scales less.
         """
-        limit = math.inf if gradient_clip_val is None else gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if math.isfinite(float(norm)):
+            if gradient_clip_val is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
+            return
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if math.isfinite(float(norm)) or (scaler is not None and scaler.get_scale() > 1.0):
+        if scaler is not None and scaler.get_scale() > 1.0:
             return
         names = [name for name, p in self.model.named_parameters() if p.grad is not None and not _finite(p.grad)]
         raise UserError(

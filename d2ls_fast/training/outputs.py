@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import Dataset, Subset
 
 from d2ls_fast.data import Item
+from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.models.checkpoint import ModelCard, save_checkpoint
-from d2ls_fast.models.model import D2LS
 from d2ls_fast.training.evaluate import evaluate_model
 from d2ls_fast.training.metrics import Scores, scores_from_matrix
 from d2ls_fast.training.module import SegmentationModule
@@ -107,7 +107,7 @@ class ValidateAndSave(Callback):
                 save_checkpoint(self.folder / BEST_MODEL, model, card)
             save_checkpoint(self.folder / LAST_MODEL, model, card)
 
-    def _validate(self, trainer: Trainer, module: SegmentationModule, model: D2LS) -> Scores | None:
+    def _validate(self, trainer: Trainer, module: SegmentationModule, model: SegmentationModel) -> Scores | None:
         if self.dataset is None:
             return None
         share = range(trainer.global_rank, len(self.dataset), trainer.world_size)  # type: ignore[arg-type]

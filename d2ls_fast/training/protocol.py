@@ -11,15 +11,19 @@ from d2ls_fast.errors import UserError
 from d2ls_fast.models.checkpoint import ModelCard
 from d2ls_fast.training.config import TrainSettings
 
+_FOLDER = {
+    "honest": "protocol honest: trained on train, best model chosen on val, test left for evaluate --split test;"
+    " compare with models trained and scored on the same lists",
+    "paper": "protocol paper: train, val and test as the recipe lists them; val may lie inside the training images, so"
+    " its scores are not held out",
+}
+
 
 def describe(settings: TrainSettings, data: DataSplits) -> list[str]:
     """Lines for people: the protocol, what trains and scores, and what the scores may be compared with."""
     source = settings.data.published
     if source is None:
-        return [
-            "protocol honest: trained on train, best model chosen on val, test not looked at before evaluate"
-            " --split test; compare with models trained and scored on the same lists"
-        ]
+        return [_FOLDER[settings.protocol]]
     subsets = source.subsets(settings.protocol)
     images = {"train": len(data.train.pairs), "val": len(data.val.pairs), "test": len(data.test.pairs)}
     parts = [

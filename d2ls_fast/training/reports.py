@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from d2ls_fast.data import DataSplits
+from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.models.checkpoint import load_checkpoint
-from d2ls_fast.models.model import D2LS
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import excluded_indices, predictions
 from d2ls_fast.training.figures import read_curves
@@ -113,7 +113,7 @@ def write_evaluation_page(
 
 
 def show_tiles(
-    gallery: Gallery, model: D2LS, settings: TrainSettings, data: DataSplits, device: str, console: Console
+    gallery: Gallery, model: SegmentationModel, settings: TrainSettings, data: DataSplits, device: str, console: Console
 ) -> None:
     """Fill ``gallery`` with the validation items."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -74,8 +74,9 @@ def score_checkpoint(
             gallery,
         )
     protocol = describe(settings, data)
-    if not card.protocol:
-        protocol.append("note: the checkpoint does not say what it was trained on, or under which protocol")
+    if card.dataset != settings.data.dataset:
+        trained_on = f"dataset: {card.dataset}" if card.dataset else "an unknown data set"
+        protocol.append(f"note: the checkpoint was trained on {trained_on}; it may have seen the images scored here")
     result: dict[str, Any] = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
     result["protocol"] = protocol
     result |= scores_to_json(scores, data.classes)
