@@ -32,6 +32,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/d2ls-fast bench operator --output benchmarks/results/cpu-operator
 	$(BIN)/d2ls-fast bench head --output benchmarks/results/cpu-head
+	$(BIN)/d2ls-fast bench data configs/demo.yaml workers=1 --repeats 30 --output benchmarks/results/cpu-data
 
 # Needs no GPU. Fails where a configuration does not fit or a hot one spills.
 resources: $(READY)
