@@ -1,5 +1,6 @@
 # make demo   train on the carried sample, evaluate, map a real scene: pictures and figures under demo/
 # make test   lint, type check and all tests
+# make bench   time everything against its baselines and renew benchmarks/results/ (about an hour on two cores)
 # make resources   compile every Triton configuration that changed, for every GPU, and renew the table of what it takes
 # make sanitize   the C++ kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (g++ on Linux)
 # make other-torch TORCH=2.13.0   the built extension, not rebuilt, under another torch
@@ -32,6 +33,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/d2ls-fast bench operator --output benchmarks/results/cpu-operator
 	$(BIN)/d2ls-fast bench head --output benchmarks/results/cpu-head
+	$(BIN)/d2ls-fast bench head --precision bf16 --output benchmarks/results/cpu-head-bf16
+	$(BIN)/d2ls-fast bench model --output benchmarks/results/cpu-model
+	$(BIN)/d2ls-fast bench train --output benchmarks/results/cpu-train
 	$(BIN)/d2ls-fast bench data configs/demo.yaml workers=1 --repeats 30 --output benchmarks/results/cpu-data
 
 # Needs no GPU. Fails where a configuration does not fit or a hot one spills.
