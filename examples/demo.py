@@ -38,7 +38,7 @@ from d2ls_fast.inference.predictor import Predictor
 from d2ls_fast.inference.render import side_by_side
 from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
-from d2ls_fast.training.fit import METRICS, REPORT, SETTINGS
+from d2ls_fast.training.fit import METRICS, PAGE, REPORT, SETTINGS
 from d2ls_fast.training.outputs import BEST_MODEL
 
 TILES_SHOWN = 4
@@ -86,6 +86,7 @@ def demo(
         f"scores    held-out mean IoU {100 * scores['mean_iou']:.1f} % ({per_class}), "
         f"overall accuracy {100 * scores['overall_accuracy']:.1f} %",
         *(f"picture   {path}" for path in pictures),
+        f"report    {run / PAGE}",
         f"map       {output / 'map' / f'{scene.stem}_labels.tif'}",
         *(
             f"speed     {row.case}: fused {row.median_ms:.1f} ms, {row.speedup:.2f} x the reference"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from tiny_recipe import write_recipe
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["d2ls_fast.training.fit", "d2ls_fast.training.launch"])
@@ -47,12 +46,12 @@ def _call(job: Callable[..., None], arguments: tuple[Any, ...], environment: dic
 
 
 def train(folder: Path, overrides: tuple[str, ...] = (), resume: bool = False, previous: bool = False) -> None:
-    """The tiny recipe with ``overrides``, written to ``folder/run``."""
+    """The run of ``folder/recipe.yaml``, as ``write_recipe`` leaves it there, with ``overrides``."""
     from d2ls_fast.config import load_settings
     from d2ls_fast.training.config import TrainSettings
     from d2ls_fast.training.fit import fit
 
-    settings = load_settings(TrainSettings, write_recipe(folder), overrides)
+    settings = load_settings(TrainSettings, folder / "recipe.yaml", overrides)
     fit(settings, resume, False, Console(quiet=True), previous)
 
 

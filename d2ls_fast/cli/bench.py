@@ -16,6 +16,7 @@ class Level(str, Enum):
     head = "head"
     model = "model"
     train = "train"
+    data = "data"
 
 
 class Device(str, Enum):
@@ -34,7 +35,11 @@ class Precision(str, Enum):
 
 
 def bench(
-    level: Annotated[Level, typer.Argument(help="operator, head, model or train")] = Level.operator,
+    level: Annotated[Level, typer.Argument(help="operator, head, model, train or data")] = Level.operator,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(help="of level data: the recipe, and settings to change", metavar="[CONFIG [KEY=VALUE]...]"),
+    ] = None,
     device: Annotated[Device, typer.Option(help="cpu or cuda")] = Device.cpu,
     precision: Annotated[Precision, typer.Option(help="fp32, bf16 or fp16")] = Precision.fp32,
     size: Annotated[list[int] | None, typer.Option(help="image edge in pixels; give it again to sweep")] = None,
@@ -43,10 +48,13 @@ def bench(
     stages: Annotated[list[int] | None, typer.Option(help="interaction stages; give it again to sweep")] = None,
     backbone: Annotated[str, typer.Option(help="timm backbone of the levels model and train")] = "convnext_tiny",
     only: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
-    repeats: Annotated[int, typer.Option(min=3, help="timed rounds; every variant runs once a round")] = 15,
+    repeats: Annotated[int, typer.Option(min=3, help="timed rounds; training steps of level data")] = 15,
     output: Annotated[Path | None, typer.Option(help="results without suffix: writes .json, .md and .png")] = None,
 ) -> None:
-    """Time the fused kernels against the named baselines in one interleaved run; refuses to time a wrong result."""
+    """Time the fused kernels against the named baselines in one interleaved run; refuses to time a wrong result.
+
+    Level data times a recipe's data loading, and the share of its training steps that is spent waiting for data.
+    """
     import itertools
 
     import torch
@@ -61,6 +69,10 @@ def bench(
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     if output is not None:
         writable_folder(output.parent, "--output")
+    if level is Level.data:
+        return bench_data(recipe or [], device.value, repeats, output)
+    if recipe:
+        raise UserError(f"{recipe[0]}: only level data takes a recipe; d2ls-fast bench data {recipe[0]}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.value]
     sweep = itertools.product(size or [512], batch or [1], classes or [7], stages or [3])
     console = Console()
@@ -82,4 +94,29 @@ def bench(
         console.print(table)
     if output is not None:
         for path in results.write(report, output):
+            console.print(f"wrote {path}")
+
+
+def bench_data(recipe: list[str], device: str, steps: int, output: Path | None) -> None:
+    """Time the data loading of ``recipe`` (its path, then settings to change)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from d2ls_fast.benchmarks import data_loading, machine
+    from d2ls_fast.config import load_settings
+    from d2ls_fast.errors import UserError
+    from d2ls_fast.training.config import TrainSettings
+
+    if not recipe:
+        raise UserError("bench data: no recipe is named; give one, such as d2ls-fast bench data configs/demo.yaml")
+    settings = load_settings(TrainSettings, recipe[0], [*recipe[1:], f"device={device}"])
+    console = Console()
+    facts = machine.describe(device)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        rates, waiting = data_loading.measure(settings, steps, progress)
+    console.print(", ".join(f"{key}: {value}" for key, value in facts.items()))
+    for table in data_loading.tables(rates, waiting):
+        console.print(table)
+    if output is not None:
+        for path in data_loading.write(facts, " ".join(recipe), rates, waiting, output):
             console.print(f"wrote {path}")

@@ -62,7 +62,7 @@ def tile(
             group = tile_dataset(
                 settings.data, settings.augment, folder, size, overlap, f".{image_format.value}", advance
             )
-        recipe = settings.model_dump(mode="json", exclude={"protocol"})
+        recipe = settings.model_dump(mode="json")
         write_yaml(folder / "recipe.yaml", recipe | {"data": group | {"root": str(output)}})
     console.print(
         f"{tiles} tiles, {group['samples_per_epoch']} training items an epoch as before; train with"
@@ -89,7 +89,7 @@ def check(
 
     from d2ls_fast.config import load_settings
     from d2ls_fast.data.check import check_dataset
-    from d2ls_fast.data.check_report import check_tables, check_to_json
+    from d2ls_fast.data.check_report import check_tables, check_to_json, fault_lines
     from d2ls_fast.data.contact_sheet import write_contact_sheet
     from d2ls_fast.errors import UserError
     from d2ls_fast.files import writable_folder, write_json
@@ -106,6 +106,8 @@ def check(
         )
     for table in check_tables(found):
         console.print(table)
+    for line in fault_lines(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     written = ""
     if folder is not None:
         write_json(folder / "check.json", {"recipe": str(config), **check_to_json(found)})

@@ -16,7 +16,7 @@ SHOWN_FAULTS, SHOWN_SIZES = 20, 12
 
 
 def check_tables(check: Check) -> Iterator[Table]:
-    """Tables of the splits, the classes, the bands, and what is wrong, as far as there is something to show."""
+    """Tables of the splits, the classes, the bands and the unknown labels, as far as there is something to show."""
     filled = {name: split for name, split in check.splits.items() if split.images}
     if filled:
         yield _split_table(filled)
@@ -24,8 +24,13 @@ def check_tables(check: Check) -> Iterator[Table]:
         yield _band_table(check, filled)
     if check.unknown:
         yield _unknown_table(check)
-    if check.faults:
-        yield _fault_table(check)
+
+
+def fault_lines(check: Check) -> list[str]:
+    """The faults, one a line; of many only the first."""
+    lines = [f"fault: {fault}" for fault in check.faults[:SHOWN_FAULTS]]
+    hidden = len(check.faults) - len(lines)
+    return lines + ([f"and {hidden} more; --output DIR writes all of them into check.json"] if hidden else [])
 
 
 def check_to_json(check: Check) -> dict[str, Any]:
@@ -127,16 +132,6 @@ def _unknown_table(check: Check) -> Table:
         table.add_row(value, f"{pixels:,}", str(files))
     if len(unknown) > SHOWN_FAULTS:
         table.add_row(f"and {len(unknown) - SHOWN_FAULTS} more", "", "")
-    return table
-
-
-def _fault_table(check: Check) -> Table:
-    table = Table(title=f"faults: {len(check.faults)}", show_header=False, show_lines=True)
-    table.add_column(overflow="fold")
-    for fault in check.faults[:SHOWN_FAULTS]:
-        table.add_row(Text(fault))
-    if len(check.faults) > SHOWN_FAULTS:
-        table.add_row(f"and {len(check.faults) - SHOWN_FAULTS} more; --output DIR writes all of them into check.json")
     return table
 
 

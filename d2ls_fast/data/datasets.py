@@ -87,10 +87,10 @@ class TrainCrops(Dataset[Item]):
 
     def _piece(self, pair: Pair, size: Size, draws: torch.Generator) -> Piece:
         """A random crop of an image, brought to ``size``: scaled, its values changed, padded where it is too small."""
-        view = view_of(self._reader, pair)
         scale = choose_scale(self.settings, draws)
-        box = choose_crop(pair.extent, view.labels, size, scale, self.settings, draws)
-        image, labels = _cut(view, box, self._mean, self._std)
+        with view_of(self._reader, pair) as view:
+            box = choose_crop(pair.extent, view.labels, size, scale, self.settings, draws)
+            image, labels = _cut(view, box, self._mean, self._std)
         scaled = after_scaling(box, size, scale)
         image = change_values(resample(image, scaled), self.settings, draws)
         return place(image, resample_labels(labels, scaled), size, draws)
@@ -120,7 +120,8 @@ class WholeImages(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         pair, box = self._items[index]
-        image, labels = _cut(view_of(self._reader, pair), box, self._mean, self._std)
+        with view_of(self._reader, pair) as view:
+            image, labels = _cut(view, box, self._mean, self._std)
         size = (self._tile, self._tile) if self._tile else (max(SMALLEST_SIDE, box[2]), max(SMALLEST_SIDE, box[3]))
         image, labels = pad(image, labels, size)
         name = pair.name if self._tile is None else f"{pair.name}@{box[0]},{box[1]}"

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.windows import Window
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.palettes import IGNORE_INDEX, Colour, hex_code
-from d2ls_fast.data.raster import read_mask
+from d2ls_fast.data.raster import Mask, read_mask
 from d2ls_fast.errors import UserError
 
 Labels = npt.NDArray[np.uint8]
+_UNKNOWN = -1
 
 
 class UnknownLabels(UserError):
@@ -40,6 +40,7 @@ class MaskReader:
         self._ignore_unknown = settings.ignore_unknown
         self._ignored_colours = settings.ignored_colours
         self._colours = settings.colours if settings.has_colours else None
+        self._colour_table: npt.NDArray[np.int16] | None = None
         declared = [entry.value for entry in settings.classes]
         self._has_values = any(value is not None for value in declared)
         self._value_of: dict[int, int] = {}
@@ -51,14 +52,18 @@ class MaskReader:
             if settings.ignore_values is not None or value not in self._value_of:
                 self._value_of[value] = IGNORE_INDEX
 
-    def read(self, path: Path, window: Window | None = None) -> Labels:
-        """Labels of the mask at ``path``, or of a ``window`` of it (whose pixels alone are then checked).
+    def read(self, path: Path) -> Labels:
+        """Labels of the mask at ``path``.
 
         Raises:
             UnknownLabels: an undeclared colour or value (named with its count).
             UserError: unreadable, or the wrong kind of mask.
         """
-        values, palette, nodata = read_mask(path, window)
+        return self.labels(read_mask(path), path)
+
+    def labels(self, mask: Mask, path: Path) -> Labels:
+        """Labels of a mask (or a part of one) that was read from ``path``; raises like :meth:`read`."""
+        values, palette, nodata = mask
         if values.ndim == 3:
             if self._kind == "index":
                 raise UserError(f"{path}: an RGB mask, but masks: index is set; set masks: colour and declare colours")
@@ -97,6 +102,15 @@ class MaskReader:
             )
         return labels
 
+    def _table(self) -> npt.NDArray[np.int16]:
+        """Class index of each of the 2^24 colours: one look-up a pixel, however many classes there are."""
+        if self._colour_table is None:
+            assert self._colours is not None
+            self._colour_table = np.full(2**24, _UNKNOWN, np.int16)
+            self._colour_table[[_code(colour) for colour in self._ignored_colours]] = IGNORE_INDEX
+            self._colour_table[[_code(colour) for colour in self._colours]] = np.arange(len(self._colours))
+        return self._colour_table
+
     def _from_colours(
         self, values: npt.NDArray[Any], path: Path, without_label: npt.NDArray[np.bool_] | bool = False
     ) -> Labels:
@@ -105,16 +119,11 @@ class MaskReader:
         if values.dtype != np.uint8:
             raise UserError(f"{path}: a colour mask of type {values.dtype}; colour masks have 8 bits a band")
         codes = _pack(values)
-        labels = np.full(codes.shape, IGNORE_INDEX, np.uint8)
-        known = np.zeros(codes.shape, bool)
-        for index, colour in enumerate(self._colours):
-            found = codes == _code(colour)
-            known |= found
-            labels[found] = index
-        for colour in self._ignored_colours:
-            known |= codes == _code(colour)
-        known |= without_label
-        labels[np.broadcast_to(without_label, labels.shape)] = IGNORE_INDEX
+        indices = self._table()[codes]
+        indices[np.broadcast_to(without_label, codes.shape)] = IGNORE_INDEX
+        known = indices != _UNKNOWN
+        indices[~known] = IGNORE_INDEX
+        labels = indices.astype(np.uint8)
         if not self._ignore_unknown and not known.all():
             stray, counts = np.unique(codes[~known], return_counts=True)
             worst = int(counts.argmax())
@@ -131,7 +140,12 @@ class MaskReader:
 
 
 def _pack(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    return colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    """[h, w, 3] -> [h, w], red in the highest byte."""
+    codes = colours[..., 0].astype(np.uint32)
+    for band in (1, 2):
+        codes <<= 8
+        codes |= colours[..., band]
+    return codes
 
 
 def _code(colour: Colour) -> int:

@@ -61,16 +61,16 @@ def measure(pairs: Sequence[Pair], reader: SceneReader) -> tuple[list[float], li
     count = 0
     total = square = np.zeros(1)
     for pair in pairs[::step]:
-        view = reader.view(pair)
         height, width = pair.size
-        for top in range(0, height, STRIP):
-            part = view.read((top, 0, min(STRIP, height - top), width))
-            pixels = part.image.reshape(len(part.image), -1).astype(np.float64)
-            if part.valid is not None:
-                pixels = pixels[:, part.valid.ravel()]
-            count += pixels.shape[1]
-            total = total + pixels.sum(axis=1)
-            square = square + (pixels**2).sum(axis=1)
+        with reader.view(pair) as view:
+            for top in range(0, height, STRIP):
+                part = view.read((top, 0, min(STRIP, height - top), width))
+                pixels = part.image.reshape(len(part.image), -1).astype(np.float64)
+                if part.valid is not None:
+                    pixels = pixels[:, part.valid.ravel()]
+                count += pixels.shape[1]
+                total = total + pixels.sum(axis=1)
+                square = square + (pixels**2).sum(axis=1)
     if count == 0:
         raise UserError(f"{pairs[0].image}: no training image has a pixel with data; check data.nodata")
     mean = total / count

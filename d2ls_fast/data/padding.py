@@ -7,6 +7,8 @@ else in this package labels are converted first and padding is never labelled.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -66,7 +68,8 @@ class PaddedView:
         return whole
 
 
-def view_of(reader: SceneReader, pair: Pair) -> SceneView:
+@contextmanager
+def view_of(reader: SceneReader, pair: Pair) -> Iterator[SceneView]:
     """The scene of ``pair`` with the padding that it was given."""
-    view = reader.view(pair)
-    return view if pair.padded_size is None else PaddedView(view, pair.size)
+    with reader.view(pair) as view:
+        yield view if pair.padded_size is None else PaddedView(view, pair.size)

@@ -67,16 +67,23 @@ def open_raster(path: str | os.PathLike[str]) -> Iterator[rasterio.DatasetReader
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
+    # rasterio.open takes a single driver's name, the reader behind it a list of those allowed. GDAL's shortcut for
+    # whole PNG files must be off: it gives zeros, without an error, for what a truncated file lacks.
+    with (
+        readable(path),
+        rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO"),
+        rasterio.io.DatasetReader(path, driver=_DRIVERS) as source,
+    ):
+        yield source
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Inside the block, what GDAL finds wrong is a :class:`UserError` that names ``path``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            # rasterio.open takes a single driver's name, the reader behind it a list of those allowed. GDAL's shortcut
-            # for whole PNG files must be off: it gives zeros, without an error, for what a truncated file lacks.
-            with (
-                rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO"),
-                rasterio.io.DatasetReader(path, driver=_DRIVERS) as source,
-            ):
-                yield source
+            yield
         except RasterioError as error:
             cause = str(error.__cause__ or error).replace(str(path), "").strip(" :'")
             raise UserError(
@@ -119,28 +126,32 @@ def read_image(
         UserError: the file is missing, unreadable or has no such band.
     """
     with open_raster(path) as source:
-        palette = _palette(source)
-        available = 3 if palette is not None else source.count
-        chosen = tuple(bands) if bands is not None else (_RGB if palette is not None else _colour_bands(source))
-        wrong = [band for band in chosen if not 1 <= band <= available]
-        if wrong:
-            raise UserError(f"{path}: has {available} band(s), band {wrong[0]} is asked for; correct bands")
-        if palette is not None:
-            coloured = palette[source.read(1, window=window)]
-            return np.moveaxis(coloured, -1, 0)[[band - 1 for band in chosen]], _georeference(source), None
-        return source.read(list(chosen), window=window), _georeference(source), source.nodata
+        pixels, nodata = image_pixels(source, bands, window)
+        return pixels, _georeference(source), nodata
 
 
-def is_windowed(path: str | os.PathLike[str]) -> bool:
-    """Whether a window of the file can be read without decoding what is above it; see :data:`WINDOWED`."""
-    with open_raster(path) as source:
-        return source.driver in WINDOWED
+def image_pixels(
+    source: rasterio.DatasetReader, bands: Sequence[int] | None = None, window: Window | None = None
+) -> tuple[Array, float | None]:
+    """The pixels of an open image and its nodata value, as :func:`read_image` gives them."""
+    palette = _palette(source)
+    available = 3 if palette is not None else source.count
+    chosen = tuple(bands) if bands is not None else (_RGB if palette is not None else _colour_bands(source))
+    wrong = [band for band in chosen if not 1 <= band <= available]
+    if wrong:
+        raise UserError(f"{source.name}: has {available} band(s), band {wrong[0]} is asked for; correct bands")
+    if palette is None:
+        return source.read(list(chosen), window=window), source.nodata
+    coloured = palette[source.read(1, window=window)]
+    return np.moveaxis(coloured, -1, 0)[[band - 1 for band in chosen]], None
 
 
-def read_mask(
-    path: str | os.PathLike[str], window: Window | None = None
-) -> tuple[Array, npt.NDArray[np.uint8] | None, float | None]:
-    """Stored values of a mask, or of a ``window`` of it.
+Mask = tuple[Array, npt.NDArray[np.uint8] | None, float | None]
+"""Stored values, palette and nodata value of a mask; see :func:`read_mask`."""
+
+
+def read_mask(path: str | os.PathLike[str]) -> Mask:
+    """Stored values of a mask.
 
     Returns:
         ``(values, palette, nodata)``: values [h, w] (index or palette mode) or [h, w, 3] (RGB, alpha dropped); palette
@@ -150,11 +161,16 @@ def read_mask(
         UserError: the file is missing, unreadable or has two bands or more than four.
     """
     with open_raster(path) as source:
-        if source.count in (1, 2) and len(_colour_bands(source)) == 1:
-            return source.read(1, window=window), _palette(source), source.nodata
-        if source.count in (3, 4):
-            return np.moveaxis(source.read([1, 2, 3], window=window), 0, -1), None, source.nodata
-        raise UserError(f"{path}: a mask has one band or is RGB, this one has {source.count} bands; export it again")
+        return mask_values(source)
+
+
+def mask_values(source: rasterio.DatasetReader, window: Window | None = None) -> Mask:
+    """The stored values of an open mask, or of a ``window`` of it, as :func:`read_mask` gives them."""
+    if source.count in (1, 2) and len(_colour_bands(source)) == 1:
+        return source.read(1, window=window), _palette(source), source.nodata
+    if source.count in (3, 4):
+        return np.moveaxis(source.read([1, 2, 3], window=window), 0, -1), None, source.nodata
+    raise UserError(f"{source.name}: a mask has one band or is RGB, this one has {source.count} bands; export it again")
 
 
 def write_label_raster(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from rasterio import DatasetReader
 
 from d2ls_fast.data.config import DataSettings
 from d2ls_fast.data.crops import Box
 from d2ls_fast.data.folder import Pair
 from d2ls_fast.data.labels import Labels, MaskReader
 from d2ls_fast.data.palettes import IGNORE_INDEX
-from d2ls_fast.data.raster import is_windowed, read_image
+from d2ls_fast.data.raster import WINDOWED, image_pixels, mask_values, open_raster, readable
 from d2ls_fast.data.windows import Grid, as_window
 
 
@@ -67,45 +68,61 @@ class SceneOnDisk:
     """The view of a scene of which only the boxes asked for are read.
 
     Args:
-        pair: the files; the image's format must allow windows.
+        pair: the files' names and sizes.
+        image: the open image.
+        mask: the open mask, or its labels in source pixels.
         bands: source bands in model order.
         nodata: value of pixels without data where the file does not declare it.
-        masks: reads the mask.
-        mask: the whole mask's labels in source pixels, where its format does not allow windows.
+        masks: turns stored values into labels.
     """
 
     def __init__(
-        self, pair: Pair, bands: Sequence[int], nodata: float | None, masks: MaskReader, mask: Labels | None = None
+        self,
+        pair: Pair,
+        image: DatasetReader,
+        mask: DatasetReader | Labels,
+        bands: Sequence[int],
+        nodata: float | None,
+        masks: MaskReader,
     ) -> None:
-        self._pair, self._nodata, self._masks, self._mask = pair, nodata, masks, mask
-        self._bands = pair.bands_in_file(bands)
+        self._pair, self._image, self._mask = pair, image, mask
+        self._bands, self._nodata, self._masks = pair.bands_in_file(bands), nodata, masks
         self._grid = Grid((pair.height, pair.width), pair.size)
 
     def read(self, box: Box) -> Scene:
-        grid = self._grid
-        around = grid.image_source(box)
-        image, _, declared = read_image(self._pair.image, self._bands, as_window(around))
-        valid = valid_pixels(image, declared if self._nodata is None else self._nodata)
+        image, valid, around = self._read_image(box)
         labels = self._read_labels(box)
-        if valid is None:
-            return Scene(grid.resample_image(image, None, box), labels, None)
-        kept = grid.pick(valid, around, box)
-        labels = np.where(kept, labels, np.uint8(IGNORE_INDEX))
-        return Scene(grid.resample_image(image, valid, box), labels, None if kept.all() else kept)
+        if valid is not None:
+            kept = self._grid.pick(valid, around, box)
+            labels = np.where(kept, labels, np.uint8(IGNORE_INDEX))
+            return Scene(self._grid.resample_image(image, valid, box), labels, None if kept.all() else kept)
+        return Scene(self._grid.resample_image(image, None, box), labels, None)
 
     def labels(self, box: Box) -> Labels:
+        labels = self._read_labels(box)
         may_lack_data = self._nodata is not None or self._pair.header.nodata is not None
         if may_lack_data or np.dtype(self._pair.header.dtype).kind == "f":
-            return self.read(box).labels
-        return self._read_labels(box)
+            _, valid, around = self._read_image(box)
+            if valid is not None:
+                labels = np.where(self._grid.pick(valid, around, box), labels, np.uint8(IGNORE_INDEX))
+        return labels
+
+    def _read_image(self, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None, Box]:
+        """Source pixels of the image in ``box``, where they have data, and which they are."""
+        around = self._grid.image_source(box)
+        with readable(self._pair.image):
+            image, declared = image_pixels(self._image, self._bands, as_window(around))
+        return image, valid_pixels(image, declared if self._nodata is None else self._nodata), around
 
     def _read_labels(self, box: Box) -> Labels:
         around = self._grid.label_source(box)
-        top, left, height, width = around
-        if self._mask is not None:
-            labels = self._mask[top : top + height, left : left + width]
+        if isinstance(self._mask, DatasetReader):
+            with readable(self._pair.mask):
+                stored = mask_values(self._mask, as_window(around))
+            labels = self._masks.labels(stored, self._pair.mask)
         else:
-            labels = self._masks.read(self._pair.mask, as_window(around))
+            top, left, height, width = around
+            labels = self._mask[top : top + height, left : left + width]
         return self._grid.pick(labels, around, box)
 
 
@@ -124,17 +141,24 @@ class SceneReader:
         self._budget = int(settings.cache_gigabytes * 1e9)
         self._kept: dict[str, Scene] = {}
         self._kept_masks: dict[str, Labels] = {}
-        self._windowed: dict[Path, bool] = {}
         self._last: tuple[str, Scene] | None = None
         self._last_mask: tuple[str, Labels] | None = None
 
-    def view(self, pair: Pair) -> SceneView:
+    @contextmanager
+    def view(self, pair: Pair) -> Iterator[SceneView]:
         """The scene of ``pair``, to be read by boxes; :class:`UserError` where a file is bad."""
-        too_large = pair.name not in self._kept and _size_in_memory(pair, self._bands) > self._budget
-        if too_large and self._is_windowed(pair.image):
-            mask = None if self._is_windowed(pair.mask) else self._whole_mask(pair)
-            return SceneOnDisk(pair, self._bands, self._nodata, self._masks, mask)
-        return SceneInMemory(self.read(pair))
+        if pair.name in self._kept or _size_in_memory(pair, self._bands) <= self._budget:
+            yield SceneInMemory(self.read(pair))
+            return
+        # Both files stay open between the boxes: GDAL then keeps the blocks that neighbouring boxes share.
+        with ExitStack() as files:
+            image = files.enter_context(open_raster(pair.image))
+            if image.driver not in WINDOWED:
+                yield SceneInMemory(self.read(pair))
+                return
+            mask = files.enter_context(open_raster(pair.mask))
+            labels = mask if mask.driver in WINDOWED else self._whole_mask(pair)
+            yield SceneOnDisk(pair, image, labels, self._bands, self._nodata, self._masks)
 
     def read(self, pair: Pair) -> Scene:
         """The whole scene of ``pair``, of size ``pair.size``; :class:`UserError` where a file is bad."""
@@ -142,19 +166,15 @@ class SceneReader:
         if scene is None and self._last is not None and self._last[0] == pair.name:
             scene = self._last[1]
         if scene is None:
-            whole = SceneOnDisk(pair, self._bands, self._nodata, self._masks, self._masks.read(pair.mask))
-            scene = whole.read((0, 0, *pair.size))
+            with open_raster(pair.image) as image:
+                whole = SceneOnDisk(pair, image, self._masks.read(pair.mask), self._bands, self._nodata, self._masks)
+                scene = whole.read((0, 0, *pair.size))
             if scene.nbytes <= self._budget:
                 self._budget -= scene.nbytes
                 self._kept[pair.name] = scene
             else:
                 self._last = pair.name, scene
         return scene
-
-    def _is_windowed(self, path: Path) -> bool:
-        if path not in self._windowed:
-            self._windowed[path] = is_windowed(path)
-        return self._windowed[path]
 
     def _whole_mask(self, pair: Pair) -> Labels:
         """The labels of a mask without windows, in source pixels, kept like the scenes."""

@@ -82,12 +82,14 @@ def tile_dataset(
         if count not in readers:
             # Where there is data is said by the bands in use; the image is written with all of them.
             readers[count] = SceneReader(uncached, splits.bands), SceneReader(uncached, range(1, count + 1))
-        labels_of, image_of = (reader.view(_unscaled(pair)) for reader in readers[count])
         stem = tile_stem(name, pair.name, box)
         image = folder / f"{stem[0]}/{IMAGES}/{stem[1]}{suffix}"
         mask = folder / f"{stem[0]}/{MASKS}/{stem[1]}.png"
-        _write_image(image, image_of.read(box).image, pair, box)
-        write_label_raster(mask, labels_of.labels(box), splits.palette)
+        of_labels, of_image = readers[count]
+        with of_image.view(_unscaled(pair)) as view:
+            _write_image(image, view.read(box).image, pair, box)
+        with of_labels.view(_unscaled(pair)) as view:
+            write_label_raster(mask, view.labels(box), splits.palette)
         progress(done, len(plan))
     return _recipe(settings, splits, folder)
 

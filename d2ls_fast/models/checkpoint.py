@@ -34,6 +34,7 @@ class ModelCard:
         scale: factor by which imagery is resampled before the model (2.0 doubles its height and width).
         ignore_index: label that takes no part.
         scores: measured results by name.
+        dataset, protocol: what it was trained on, as the recipe named them; empty where nobody said.
     """
 
     model: dict[str, Any]
@@ -45,6 +46,8 @@ class ModelCard:
     scale: float = 1.0
     ignore_index: int = 255
     scores: dict[str, float] = field(default_factory=dict)
+    dataset: str = ""
+    protocol: str = ""
 
 
 _CARD = TypeAdapter(ModelCard)

@@ -96,6 +96,8 @@ def build_card(model: SegmentationModel, data: DataSplits, settings: TrainSettin
         mean=data.mean,
         std=data.std,
         scale=data.scale,
+        dataset=settings.data.dataset,
+        protocol=settings.protocol,
     )
 
 
@@ -178,13 +180,16 @@ def run(trainer: Trainer, module: SegmentationModule, loader: DataLoader[Item], 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's hints about loaders and hardware off the screen; its errors still show."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the libraries' hints about loaders, hardware and sharding off the screen; their errors still show."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from d2ls_fast.data import DataSplits
 from d2ls_fast.data.published import PublishedDataset
+from d2ls_fast.errors import UserError
+from d2ls_fast.models.checkpoint import ModelCard
 from d2ls_fast.training.config import TrainSettings
+
+_FOLDER = {
+    "honest": "protocol honest: trained on train, best model chosen on val, test left for evaluate --split test;"
+    " compare with models trained and scored on the same lists",
+    "paper": "protocol paper: train, val and test as the recipe lists them; val may lie inside the training images, so"
+    " its scores are not held out",
+}
 
 
 def describe(settings: TrainSettings, data: DataSplits) -> list[str]:
     """Lines for people: the protocol, what trains and scores, and what the scores may be compared with."""
     source = settings.data.published
     if source is None:
-        return [
-            "protocol honest: trained on train, best model chosen on val, test not looked at before evaluate"
-            " --split test; compare with models trained and scored on the same lists"
-        ]
+        return [_FOLDER[settings.protocol]]
     subsets = source.subsets(settings.protocol)
     images = {"train": len(data.train.pairs), "val": len(data.val.pairs), "test": len(data.test.pairs)}
     parts = [
-        f"{split} = {source.title} {'+'.join(chosen)} ({images[split]} images)"
+        f"{split} = {source.title} {'+'.join(chosen)} ({images[split]} image{'s' * (images[split] != 1)})"
         for split, chosen in subsets._asdict().items()
         if chosen
     ]
@@ -28,6 +35,20 @@ def describe(settings: TrainSettings, data: DataSplits) -> list[str]:
     lines += [f"note: {note}" for note in _notes(settings, source, images)]
     lines.append(_comparison(settings, source))
     return lines
+
+
+def check_protocol(card: ModelCard, checkpoint: Path, settings: TrainSettings, origin: str) -> None:
+    """Refuse a checkpoint of the other protocol: it may have been trained on what the recipe holds out.
+
+    Raises:
+        UserError: it was trained on the same published data set under another protocol than the recipe ``origin`` says.
+    """
+    same = settings.data.published is not None and card.dataset == settings.data.dataset
+    if same and card.protocol != settings.protocol:
+        raise UserError(
+            f"{checkpoint}: trained under protocol {card.protocol}, but {origin} says {settings.protocol}, whose splits"
+            f" are others; give the recipe it was trained with, or protocol={card.protocol}"
+        )
 
 
 def _notes(settings: TrainSettings, source: PublishedDataset, images: dict[str, int]) -> list[str]:

@@ -16,7 +16,7 @@ from d2ls_fast.files import writable_folder, write_json
 from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import check_card, evaluate_model, excluded_indices, pick_device
-from d2ls_fast.training.protocol import describe
+from d2ls_fast.training.protocol import check_protocol, describe
 from d2ls_fast.training.report import matrix_table, save_matrix_picture, score_table, scores_to_json
 from d2ls_fast.training.reports import new_gallery, write_evaluation_page
 
@@ -50,6 +50,7 @@ def score_checkpoint(
     model, card = load_checkpoint(checkpoint, device)
     bands = settings.data.bands or common_bands(settings.data, split_pairs(settings.data).all)
     check_card(card, checkpoint, settings.data.class_names, bands, origin)
+    check_protocol(card, checkpoint, settings, origin)
     as_trained = {"normalisation": None, "mean": card.mean, "std": card.std}
     data = build_datasets(settings.data.model_copy(update=as_trained))
     dataset = getattr(data, split)
@@ -73,6 +74,9 @@ def score_checkpoint(
             gallery,
         )
     protocol = describe(settings, data)
+    if card.dataset != settings.data.dataset:
+        trained_on = f"dataset: {card.dataset}" if card.dataset else "an unknown data set"
+        protocol.append(f"note: the checkpoint was trained on {trained_on}; it may have seen the images scored here")
     result: dict[str, Any] = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
     result["protocol"] = protocol
     result |= scores_to_json(scores, data.classes)

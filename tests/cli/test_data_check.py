@@ -40,7 +40,7 @@ def test_faults_are_listed_and_end_in_one_line_and_status_two(recipe: Path, tmp_
     Image.new("L", (48, 48), 7).save(masks / "05.png")
     status, shown, message = run(recipe, "--output", tmp_path / "check")
     assert status == 2 and message.startswith("error: ") and message.count("\n") == 1
-    assert "2 fault(s)" in message and "03.png" in shown and "faults: 2" in shown
+    assert "2 fault(s)" in message and "03.png: has no mask" in shown and shown.count("fault: ") == 2
     content = json.loads((tmp_path / "check/check.json").read_text())
     assert len(content["faults"]) == 2 and content["unknown_labels"] == {"7": {"pixels": 2304, "files": 1}}
     assert run(recipe)[0] == 2

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from d2ls_fast.data import build_datasets
 from d2ls_fast.data.check import check_dataset
-from d2ls_fast.data.check_report import check_tables, check_to_json
+from d2ls_fast.data.check_report import check_tables, check_to_json, fault_lines
 from d2ls_fast.data.contact_sheet import contact_sheet, write_contact_sheet
 from d2ls_fast.data.scan import PICTURE_SIDE
 from d2ls_fast.errors import UserError
@@ -109,7 +109,11 @@ def test_every_fault_is_found(settings, faulty):
     assert check.splits["train"].images == 6  # x04, x05 and the four sound ones
     assert sum(check.splits["train"].class_pixels) == 6 * 40 * 48 - 10
     text = shown(check)
-    assert "faults: 9" in text and text.index("│ 9 ") < text.index("│ 5 ")
+    assert text.index("│ 9 ") < text.index("│ 5 ")
+    assert len(fault_lines(check)) == 9 and fault_lines(check)[0].startswith("fault: ")
+    check.add_faults(UserError(f"file {number}") for number in range(30))
+    assert len(fault_lines(check)) == 21 and "and 19 more" in fault_lines(check)[-1]
+    assert len(check_to_json(check)["faults"]) == 39
     assert check_to_json(check)["unknown_labels"]["9"] == {"pixels": 8, "files": 2}
 
 

@@ -61,10 +61,10 @@ def test_training_sees_the_padding_too(root):
 def test_any_box_is_part_of_the_whole(root, box, cached):
     options = settings(root, cache_gigabytes=cached)
     pair = padded(split_pairs(options).val[0], 48)
-    view = view_of(SceneReader(options, [1, 2, 3]), pair)
-    whole, part = view.read((0, 0, *pair.extent)), view.read(box)
     cut = np.s_[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+    with view_of(SceneReader(options, [1, 2, 3]), pair) as view:
+        whole, part = view.read((0, 0, *pair.extent)), view.read(box)
+        np.testing.assert_array_equal(view.labels(box), whole.labels[cut])
     np.testing.assert_array_equal(part.image, whole.image[(slice(None), *cut)])
     np.testing.assert_array_equal(part.labels, whole.labels[cut])
-    np.testing.assert_array_equal(view.labels(box), whole.labels[cut])
     assert torch.from_numpy(whole.labels[SIZE[0] :]).eq(0).all()

@@ -37,11 +37,10 @@ def scene_files(tmp_path, write_tiff, write_png):
     return make
 
 
-def views(chosen):
-    """The scene on disk and in memory."""
-    pair = make_pair(chosen, pool(chosen)[0])
-    tight = chosen.model_copy(update={"cache_gigabytes": 0.0})
-    return SceneReader(tight, [3, 1]).view(pair), SceneReader(chosen, [3, 1]).view(pair)
+def view(chosen, gigabytes):
+    """The only scene with that much memory."""
+    reader = SceneReader(chosen.model_copy(update={"cache_gigabytes": gigabytes}), [3, 1])
+    return reader.view(make_pair(chosen, pool(chosen)[0]))
 
 
 @pytest.mark.parametrize("mask", [".tif", ".png"])
@@ -49,9 +48,13 @@ def views(chosen):
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.61, 1.7])
 def test_a_window_is_a_part_of_the_whole(settings, scene_files, mask, nodata, dtype, scale):
     scene_files(nodata, mask, dtype)
-    on_disk, in_memory = views(settings(scale=scale))
+    chosen = settings(scale=scale)
+    with view(chosen, 0.0) as on_disk, view(chosen, 1.0) as in_memory:
+        compare(on_disk, in_memory, round(203 * scale), nodata is not None)
+
+
+def compare(on_disk, in_memory, size, lacks_data):
     assert isinstance(on_disk, SceneOnDisk) and isinstance(in_memory, SceneInMemory)
-    size = round(203 * scale)
     boxes = [(int(top * size), int(left * 301 / 203 * size), int(h * size), int(w * size)) for top, left, h, w in PARTS]
     for box in boxes:
         part, expected = on_disk.read(box), in_memory.read(box)
@@ -60,7 +63,7 @@ def test_a_window_is_a_part_of_the_whole(settings, scene_files, mask, nodata, dt
         assert np.array_equal(np.ones(box[2:], bool) if part.valid is None else part.valid, valid)
         assert part.image.dtype == expected.image.dtype and part.image.shape == (2, *box[2:])
         assert np.allclose(part.image[:, valid], expected.image[:, valid], rtol=1e-5, atol=0)
-    if nodata is not None:
+    if lacks_data:
         assert any((in_memory.read(box).labels == 255).any() for box in boxes)
 
 
@@ -74,12 +77,12 @@ def test_only_what_a_crop_needs_is_read(settings, tmp_path, write_tiff, monkeypa
             pass  # no block is written: 1.2 gigapixels of zeros in a small file
     read: list[int] = []
 
-    def spy(path, bands, window):
+    def spy(source, bands, window):
         read.append(int(window.width * window.height))
-        return original(path, bands, window)
+        return original(source, bands, window)
 
-    original = scenes.read_image
-    monkeypatch.setattr(scenes, "read_image", spy)
+    original = scenes.image_pixels
+    monkeypatch.setattr(scenes, "image_pixels", spy)
     augment = AugmentSettings(crop=64, scales=[0.5, 2.0], largest_class=1.0)
     splits = build_datasets(settings(normalisation="half", cache_gigabytes=0.1, samples_per_epoch=6), augment)
     for index in range(6):
@@ -112,10 +115,11 @@ def test_a_mask_without_windows_is_decoded_once(settings, scene_files, monkeypat
     reader = SceneReader(chosen, [1, 2, 3])
     decoded = []
     original = reader._masks.read
-    monkeypatch.setattr(reader._masks, "read", lambda path, window=None: decoded.append(path) or original(path, window))
+    monkeypatch.setattr(reader._masks, "read", lambda path: decoded.append(path) or original(path))
     for _ in range(3):
         for name in ("fits", "second", "third"):
-            reader.view(replace(pair, name=name)).read((13, 21, 70, 33))
+            with reader.view(replace(pair, name=name)) as on_disk:
+                on_disk.read((13, 21, 70, 33))
     assert len(decoded) == 1 + 3 + 3
 
 
@@ -124,12 +128,18 @@ def test_an_unknown_value_is_found_where_it_is_read(settings, tmp_path, scene_fi
     labels = np.zeros((1, 203, 301), np.uint8)
     labels[0, 150:153, 200:210] = 9
     write_tiff(tmp_path / "masks" / "x.tif", labels, **TILED)
-    on_disk, _ = _disk(settings(cache_gigabytes=0.0))
-    on_disk.read((0, 0, 100, 100))
-    with pytest.raises(UserError, match=r"x\.tif: value 9 is in 20 pixels"):
-        on_disk.read((151, 190, 50, 50))
+    with view(settings(), 0.0) as on_disk:
+        on_disk.read((0, 0, 100, 100))
+        with pytest.raises(UserError, match=r"x\.tif: value 9 is in 20 pixels"):
+            on_disk.read((151, 190, 50, 50))
 
 
-def _disk(chosen):
-    pair = make_pair(chosen, pool(chosen)[0])
-    return SceneReader(chosen, [1]).view(pair), pair
+@pytest.mark.parametrize("damaged", ["images", "masks"])
+def test_a_damaged_file_is_named(settings, tmp_path, scene_files, damaged):
+    scene_files()
+    path = tmp_path / damaged / "x.tif"
+    with path.open("r+b") as file:  # the header stays, blocks are overwritten
+        file.seek(path.stat().st_size // 4)
+        file.write(bytes(path.stat().st_size // 2))
+    with pytest.raises(UserError, match=rf"{damaged}/x\.tif: not a readable"), view(settings(), 0.0) as on_disk:
+        on_disk.read((0, 0, 203, 301))

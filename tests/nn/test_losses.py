@@ -55,6 +55,22 @@ def test_released_forms() -> None:
     torch.testing.assert_close(dice_loss(logits, target, 0.05, compat="release"), released_dice(logits, target, 0.05))
 
 
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_the_released_recipe_is_reproduced(keep_logits: bool) -> None:
+    """Soft cross-entropy and dice of the dynamic scores, 0.4 times soft cross-entropy of the static ones."""
+    head, maps, target = head_and_maps(contrastive=False)
+    output = head(maps, keep_logits)
+    got = D2LSLoss(compat="release")(output, target)[0]
+    stored = head(maps)
+    wanted = released_cross_entropy(stored.logits, target, 0.05) + released_dice(stored.logits, target, 0.05)
+    wanted = wanted + 0.4 * released_cross_entropy(stored.aux_logits, target, 0.05)
+    torch.testing.assert_close(got, wanted)
+    parameters = list(head.parameters())
+    pairs = zip(torch.autograd.grad(got, parameters), torch.autograd.grad(wanted, parameters), strict=True)
+    for gradient, expected in pairs:
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_corrected_forms_are_means_over_what_is_there() -> None:
     logits, target = case()
     labelled = (target != 255).float().mean()

@@ -38,6 +38,7 @@ REPORT = ("d2ls_fast.training.fit", "write_json")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
+    write_recipe(folder)
     assert run_forked(train_with_noise, folder, OVERRIDES) == [0]
     return folder / "run"
 
@@ -71,6 +72,7 @@ def assert_same(run: Path, whole: Path) -> None:
 def test_a_killed_run_continues_to_the_same_weights(
     tmp_path: Path, whole: Path, death: tuple[str | int, ...], resumed_at: int
 ) -> None:
+    write_recipe(tmp_path)
     assert run_forked(train_and_die, tmp_path, OVERRIDES, *death) == [-9]
     run = tmp_path / "run"
     for path in run.glob("[!.]*.ckpt"):  # every state that has a name is whole

@@ -44,12 +44,13 @@ def test_isaid_has_no_figure_of_the_authors(tmp_path: Path) -> None:
     assert "published no score on iSAID" in said("isaid", "paper", write_tree("isaid", tmp_path))
 
 
-def test_a_folder_is_honest_and_has_no_paper() -> None:
+def test_a_folder_has_the_splits_that_its_recipe_lists() -> None:
     folder = CONFIGS / "demo.yaml"
-    settings = load_settings(TrainSettings, folder, [f"data.root={CONFIGS.parent / 'examples/sample/landsat8-cloud'}"])
-    assert describe(settings, build_datasets(settings.data))[0].startswith("protocol honest")
-    with pytest.raises(UserError, match=r"key 'data'.*protocol: paper is for published data sets"):
-        load_settings(TrainSettings, folder, ["protocol=paper"])
+    root = f"data.root={CONFIGS.parent / 'examples/sample/landsat8-cloud'}"
+    for protocol, what in (("honest", "best model chosen on val"), ("paper", "val may lie inside the training images")):
+        settings = load_settings(TrainSettings, folder, [root, f"protocol={protocol}"])
+        lines = describe(settings, build_datasets(settings.data))
+        assert lines[0].startswith(f"protocol {protocol}") and what in lines[0]
     with pytest.raises(UserError, match=r"unknown key 'data\.protocol'; did you mean 'protocol'"):
         load_settings(TrainSettings, folder, ["data.protocol=honest"])
 

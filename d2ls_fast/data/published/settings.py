@@ -92,13 +92,7 @@ class SourceSettings(Settings):
         return self._protocol
 
     def under(self: S, protocol: Protocol) -> S:
-        """The same settings under ``protocol``.
-
-        Raises:
-            ValueError: the paper's protocol for a folder, whose splits the recipe itself states.
-        """
-        if protocol == "paper" and self.published is None:
-            raise ValueError(f"protocol: paper is for published data sets; set data.dataset: {' | '.join(PUBLISHED)}")
+        """The same settings under ``protocol``. A folder's splits are what the recipe lists, under either."""
         changed = self.model_copy()
         changed._protocol = protocol
         return changed
