@@ -94,7 +94,8 @@ def mean_cross_entropy(total: Tensor, labelled: Tensor, pixels: Tensor | int, co
     """
     if compat == "release":
         return total / pixels
-    return total / labelled.clamp_min(torch.finfo(total.dtype).tiny)
+    # Not the smallest number instead of zero: its reciprocal times a loss scale is infinite, and that times zero NaN.
+    return total / labelled.where(labelled > 0, 1.0)
 
 
 def mean_dice(overlap: Tensor, volume: Tensor, count: Tensor, smooth: float, compat: Compat) -> Tensor:

@@ -95,8 +95,8 @@ class Gallery:
         full = len(self._worst) == self._count
         if full and key >= (self._worst[-1].mean_iou, self._worst[-1].accuracy) and key <= self._least_best():
             return
-        raw = image.cpu().numpy() * self._std + self._mean
-        rgb = thumbnail(stretch(thin(rgb_bands(raw), 4 * SIDE)), SIDE)
+        raw = thin(image.cpu().numpy(), 4 * SIDE) * self._std + self._mean
+        rgb = thumbnail(stretch(rgb_bands(raw)), SIDE)
         truth, guess = (thumbnail(part.cpu().numpy().astype(np.uint8), SIDE) for part in (label, predicted))
         tile = Tile(*key, name, rgb, truth, guess)
         bisect.insort(self._worst, tile)

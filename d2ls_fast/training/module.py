@@ -109,11 +109,15 @@ class SegmentationModule(LightningModule):
 
         With float16 a gradient that overflows now and then is normal: the scaler skips that step and scales less.
         """
-        limit = math.inf if gradient_clip_val is None else gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if math.isfinite(float(norm)):
+            if gradient_clip_val is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+            return
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if math.isfinite(float(norm)) or (scaler is not None and scaler.get_scale() > 1.0):
+        if scaler is not None and scaler.get_scale() > 1.0:
             return
         names = [name for name, p in self.model.named_parameters() if p.grad is not None and not _finite(p.grad)]
         raise UserError(

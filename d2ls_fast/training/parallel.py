@@ -86,7 +86,9 @@ class RankShare(Sampler[int]):
             yield from range(start, start + self.batch_size)
 
     def __len__(self) -> int:
-        return len(range(self.first, self.last, self.stride)) * self.batch_size
+        """Positions of the whole run: Lightning counts the batches before ``first`` as done when it resumes, and would
+        otherwise take the run for over, and begin it anew, when as many are read as are left."""
+        return len(range(self.first % self.stride, self.last, self.stride)) * self.batch_size
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -39,13 +39,16 @@ def test_training_output() -> None:
 
 
 def test_training_without_logits_fits_images_that_were_padded() -> None:
-    model, images, target = small_model(), torch.randn(2, 3, 40, 45), torch.randint(0, 5, (2, 40, 45))
+    model = small_model(stages=2, intermediate=True)
+    images, target = torch.randn(2, 3, 40, 45), torch.randint(0, 5, (2, 40, 45))
     model.backbone.eval()
     kept, out = model(images), model(images, keep_logits=False)
     assert isinstance(out, D2LSOutput) and out.logits.shape == out.aux_logits.shape == (2, 5, 40, 45)
     assert not isinstance(out.logits, torch.Tensor)
     torch.testing.assert_close(out.logits.logits(), kept.logits)
-    torch.testing.assert_close(D2LSLoss()(out, target)[0], D2LSLoss()(kept, target)[0])
+    assert [stage.shape for stage in out.intermediate] == [(2, 5, 40, 45)] * 2 and out.grid == (16, 16)
+    loss = D2LSLoss(intermediate_weight=1.0, contrastive="pixels")
+    torch.testing.assert_close(loss(out, target), loss(kept, target))
     with torch.no_grad():
         assert model.eval()(images, keep_logits=False).shape == (2, 5, 40, 45)
 

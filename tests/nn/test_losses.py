@@ -15,6 +15,7 @@ from d2ls_fast.nn.classifier import PixelClassifier, PixelScores
 from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, labels_on_grid
 from d2ls_fast.nn.losses import D2LSLoss
 from d2ls_fast.nn.segmentation import dice_loss, soft_cross_entropy
+from d2ls_fast.ops._segmentation import mean_cross_entropy
 
 
 class Output(NamedTuple):
@@ -215,10 +216,16 @@ def test_no_label_gives_zero_for_every_term_that_needs_labels(compat: str, keep_
     nce = PixelDictionaryInfoNCE(direction="both", balanced=True)
     loss = D2LSLoss(compat=compat, intermediate_weight=1.0, contrastive="pixels", nce=nce)  # type: ignore[arg-type]
     total, terms = loss(head(maps, keep_logits), torch.full_like(target, 255))
-    total.backward()
+    (2.0**16 * total).backward()  # as a loss scaler does
     assert len(terms) == 5 and not any(terms.values()) and total.item() == 0.0
     gradients = [p.grad for p in head.parameters()]
     assert all(grad is not None and not grad.any() for grad in gradients)
+
+
+def test_the_gradient_of_an_empty_sum_survives_a_loss_scaler() -> None:
+    total = torch.zeros((), requires_grad=True)
+    (2.0**16 * mean_cross_entropy(total, torch.zeros(()), 10, "corrected")).backward()
+    assert total.grad is not None and total.grad.isfinite()
 
 
 def test_half_precision_logits_are_summed_in_float32() -> None:

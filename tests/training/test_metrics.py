@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.classification as tm
+from forked_runs import run_forked, score_a_half
 from sklearn import metrics as sk
 
 from d2ls_fast.training.metrics import ConfusionMatrix, scores_from_matrix
@@ -140,23 +139,7 @@ def test_wrong_construction_is_refused(classes: int, exclude: list[int]) -> None
         ConfusionMatrix(classes, exclude=exclude)
 
 
-_SCORE_HALF = """
-import sys, torch
-from d2ls_fast.training.metrics import ConfusionMatrix
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-truth, guess = torch.load(f"{folder}/pixels.pt", weights_only=True)
-whole, half = ConfusionMatrix(5, exclude=[4]), ConfusionMatrix(5, exclude=[4])
-half.update(guess[rank::2], truth[rank::2])
-first, second = half.compute(), half.compute()
-torch.distributed.destroy_process_group()
-whole.update(guess, truth)
-assert first == second == whole.compute(), (first, second, whole.compute())
-"""
-
-
 def test_counts_are_summed_over_processes_and_computing_twice_adds_nothing(tmp_path: Path) -> None:
     truth, guess = draw(4, 5)
     torch.save((torch.from_numpy(truth), torch.from_numpy(guess)), tmp_path / "pixels.pt")
-    workers = [subprocess.Popen([sys.executable, "-c", _SCORE_HALF, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert run_forked(score_a_half, tmp_path / "pixels.pt", processes=2) == [0, 0]
