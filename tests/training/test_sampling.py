@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from d2ls_fast.data import AugmentSettings
+from d2ls_fast.training.parallel import Processes, RankShare
 from d2ls_fast.training.sampling import TrainingStream
 
 
@@ -50,6 +51,16 @@ def test_crop_sizes_do_not_depend_on_start_workers_or_accumulation() -> None:
     whole = _sizes(0)
     assert _sizes(80) == whole[40:] and _sizes(0, workers=2) == whole
     assert [first + second for first, second in zip(whole[::2], whole[1::2], strict=True)] == _sizes(0, batch_size=4)
+
+
+def test_all_processes_have_the_crop_size_of_the_step() -> None:
+    def sizes(rank: int) -> list[int]:
+        processes = Processes(rank, 2, 2)
+        share = RankShare(16, 240, 2, processes)
+        stream = TrainingStream(Draws([64, 96, 128]), 240, 3, per_step=4)  # type: ignore[arg-type]
+        return [int(size) for batch in DataLoader(stream, batch_size=2, sampler=share) for size in batch["crop"]]
+
+    assert sizes(0) == sizes(1) and len(set(sizes(0))) == 3
 
 
 def test_every_pass_shows_every_item_once_in_another_order() -> None:
