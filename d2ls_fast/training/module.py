@@ -110,7 +110,7 @@ class SegmentationModule(LightningModule):
         With float16 a gradient that overflows now and then is normal: the scaler skips that step and scales less.
         """
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if math.isfinite(float(norm)):
             if gradient_clip_val is not None:
