@@ -1,5 +1,6 @@
 # make demo   train on the carried sample, evaluate, map a real scene: pictures and figures under demo/
 # make test   lint, type check and all tests
+# make resources   compile every Triton configuration that changed, for every GPU, and renew the table of what it takes
 # make sanitize   the C++ kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (g++ on Linux)
 # make other-torch TORCH=2.13.0   the built extension, not rebuilt, under another torch
 # Both build .venv/ first; they need Python 3.11 or newer, a C++ compiler and the package registry.
@@ -10,13 +11,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench sanitize other-torch clean
+.PHONY: demo test lint format bench resources sanitize other-torch clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
+# Files side by side in several processes, whose threads must not spin while they wait for each other's cores.
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -31,6 +33,10 @@ bench: $(READY)
 	$(BIN)/d2ls-fast bench operator --output benchmarks/results/cpu-operator
 	$(BIN)/d2ls-fast bench head --output benchmarks/results/cpu-head
 	$(BIN)/d2ls-fast bench data configs/demo.yaml workers=1 --repeats 30 --output benchmarks/results/cpu-data
+
+# Needs no GPU. Fails where a configuration does not fit or a hot one spills.
+resources: $(READY)
+	$(BIN)/python -m d2ls_fast.benchmarks.triton_resources
 
 # A build of its own, tried with every instruction set this processor has. What is compiled by torch or run by Triton is
 # not ours to sanitize; leaks are Python's. Python itself is not instrumented, so the runtime comes first by LD_PRELOAD.

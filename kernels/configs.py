@@ -1,7 +1,7 @@
 """Tile sizes the Triton kernels ship with, as data: one table per architecture and a safe one for all others.
 
 Nothing is tuned at first use. The sizes are those that compile ahead of time within the architecture's shared memory
-and, for 16-bit inputs at C = 256, without register spills (``benchmarks/triton_resources.py`` checks every entry).
+and, for 16-bit inputs at C = 256, without register spills (``benchmarks/triton_resources`` compiles every entry).
 The fused passes of refine_attend have entries only where they do not spill.
 """
 
@@ -197,7 +197,7 @@ ARCHITECTURES = {
             ("grad_query", "half"): TileConfig(32, 256, 256, 4, 2),
         },
         refine={**_REFINE_LARGE, ("refine_grad_pixels", "half"): RefineTile(64, 16, 8, 1)},
-        classify=_CLASSIFY,
+        classify={**_CLASSIFY, ("classify_grad_hyper", "tf32"): ClassifyTile(8, 16, 4, 2)},
         divided={"refine_grad_rows": RefineTile(16, 32, 8, 1), "refine_grad_pixels": RefineTile(64, 16, 8, 2)},
     ),
     "sm_100": Architecture(
@@ -216,7 +216,7 @@ ARCHITECTURES = {
             ("refine_grad_total", "half"): RefineTile(64, 32, 8, 1),
             ("refine_grad_rows", "half"): RefineTile(64, 32, 8, 1),
         },
-        classify=_CLASSIFY,
+        classify={**_CLASSIFY, ("classify_grad_pixels", "tf32"): ClassifyTile(8, 16, 8, 2)},
         divided={"refine": RefineTile(64, 32, 8, 1)},
     ),
     "gfx942": Architecture(

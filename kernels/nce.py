@@ -24,7 +24,7 @@ from . import configs
 from ._launch import DTYPES, on_device, sum_partials, tf32_allowed
 from ._nce import nce_classes, nce_columns, nce_grad_entries, nce_grad_pixels, nce_rows
 
-CLASS_BLOCK, _CLASS_PIXELS, _CLASS_CHUNK = 16, 256, 4096
+CLASS_BLOCK, CLASS_PIXELS, _CLASS_CHUNK = 16, 256, 4096
 
 
 class _Call(NamedTuple):
@@ -114,7 +114,7 @@ def nce_forward(
         row_lse, own = _rows(call)
         nce_classes[(batch * chunks * triton.cdiv(classes + 1, CLASS_BLOCK),)](
             call.tensors[2], row_lse, own, part_sums, part_count, num_pixels, classes, ignore_index, chunks,
-            _CLASS_CHUNK, BLOCK_K=CLASS_BLOCK, BLOCK_N=_CLASS_PIXELS, enable_fp_fusion=True,
+            _CLASS_CHUNK, BLOCK_K=CLASS_BLOCK, BLOCK_N=CLASS_PIXELS, enable_fp_fusion=True,
         )  # fmt: skip
         loss, positive = (total.contiguous() for total in part_sums.sum(1).unbind(1))
         log_sum_exp = torch.zeros_like(loss)

@@ -1,22 +1,32 @@
-"""The head in training: the dynamic and the static dictionary over the same pixels, in one interaction or in two."""
+"""The head in training, feature maps to the loss and back: both dictionaries over the same pixels, and no logits."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from d2ls_fast.benchmarks.cases.common import EMBED, HEADS, TOLERANCE, Sizes, random, under, with_backward
+from d2ls_fast.benchmarks.cases.common import (
+    EMBED,
+    HEADS,
+    TOLERANCE,
+    Compute,
+    Sizes,
+    random,
+    under,
+    with_backward,
+)
 from d2ls_fast.benchmarks.harness import Case, Variant
-from d2ls_fast.models.head import D2LSHead
+from d2ls_fast.models.head import D2LSHead, D2LSOutput
+from d2ls_fast.nn.losses import D2LSLoss
 
 CHANNELS = (96, 192, 384, 768)
 
 
 def cases(sizes: Sizes) -> list[Case]:
-    """Feature maps to both logits and back; the baseline is the release's way, one interaction after the other."""
+    """The baseline is the release's way: one interaction after the other, both logits kept, the loss from those."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     head = D2LSHead(CHANNELS, sizes.num_classes, EMBED, HEADS, sizes.stages, contrastive=False)
@@ -26,31 +36,35 @@ def cases(sizes: Sizes) -> list[Case]:
         random(generator, sizes, sizes.batch, c, sizes.size // stride, sizes.size // stride)
         for c, stride in zip(CHANNELS, strides, strict=True)
     ]
-    precise, wide = copy.deepcopy(head).double(), [f.double() for f in features]
-    one, two = with_backward(head, _one_interaction, features), with_backward(head, _two_interactions, features)
+    target = torch.randint(0, sizes.num_classes, (sizes.batch, sizes.size, sizes.size), generator=generator)
+    target = target.to(sizes.device)
+    criterion = D2LSLoss()
+
+    def to_the_loss(output: Callable[..., D2LSOutput]) -> Callable[..., Sequence[Tensor]]:
+        return lambda head, *maps: [criterion(output(head, maps), target)[0]]
+
+    def way(output: Callable[..., D2LSOutput]) -> Compute:
+        return with_backward(head, to_the_loss(output), features)
+
+    kept, fused = way(lambda head, maps: head(maps)), way(lambda head, maps: head(maps, keep_logits=False))
     variants = [
-        Variant("reference eager, two interactions", under("reference", two)),
-        Variant("folded eager, two interactions", under("torch", two)),
-        Variant("folded eager", under("torch", one)),
-        Variant("fused, two interactions", under("auto", two)),
-        Variant("fused", under("auto", one)),
+        Variant("reference eager", under("reference", way(_two_interactions))),
+        Variant("folded eager", under("torch", kept)),
+        Variant("fused, two interactions", under("auto", way(_two_interactions))),
+        Variant("fused, logits kept", under("auto", kept)),
+        Variant("fused", under("auto", fused)),
     ]
-    truth = under("reference", with_backward(precise, _two_interactions, wide))
-    return [Case("training head forward + backward", str(sizes), truth, variants, TOLERANCE[sizes.dtype])]
+    wide = [f.double() for f in features]
+    truth = under("reference", with_backward(copy.deepcopy(head).double(), to_the_loss(_two_interactions), wide))
+    return [Case("training head to the loss, forward + backward", str(sizes), truth, variants, TOLERANCE[sizes.dtype])]
 
 
-def _one_interaction(head: D2LSHead, *features: Tensor) -> Sequence[Tensor]:
-    out = head(features)
-    assert out.aux_logits is not None
-    return [out.logits, out.aux_logits]
-
-
-def _two_interactions(head: D2LSHead, *features: Tensor) -> Sequence[Tensor]:
-    height, width = features[0].shape[-2:]
-    pixels = head.neck(features)
+def _two_interactions(head: D2LSHead, maps: Sequence[Tensor]) -> D2LSOutput:
+    height, width = maps[0].shape[-2:]
+    pixels = head.neck(maps)
     pixel_pe = head.positions(height, width).to(pixels.dtype)
     logits = []
-    for start in (head.dictionary.dynamic(features[-1]), head.dictionary.static(pixels.shape[0])):
+    for start in (head.dictionary.dynamic(maps[-1]), head.dictionary.static(pixels.shape[0])):
         dictionary, refined = head.interaction(pixels, pixel_pe, start)
         logits.append(head.classifier(refined, dictionary, (height, width)))
-    return logits
+    return D2LSOutput(logits[0], logits[1], dictionary, refined, None)

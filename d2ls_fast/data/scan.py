@@ -122,7 +122,7 @@ class PairScanner:
         side = 4 * PICTURE_SIDE
         known = None if valid is None else thin(valid, side)
         rgb = thumbnail(stretch(thin(rgb_bands(image), side), known), PICTURE_SIDE)
-        return rgb, overlay(rgb, thumbnail(thin(labels, side), PICTURE_SIDE), self._palette)
+        return rgb, overlay(rgb, thumbnail(thin(labels, side), PICTURE_SIDE), self._palette, 0.6)
 
 
 def _count(band: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None) -> BandCounts:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.ops._classify import classify_definition
+from d2ls_fast.ops._classify import plain_backward as classify_plain_backward
 from d2ls_fast.ops._library import LIBRARY, define
 from d2ls_fast.ops._segmentation import (
     Compat,
@@ -21,8 +23,7 @@ from d2ls_fast.ops._segmentation import (
     dice_sums,
     segmentation_means,
 )
-from d2ls_fast.ops.classify import PrototypeReduction, check_classify, classify_definition
-from d2ls_fast.ops.classify import plain_backward as classify_plain_backward
+from d2ls_fast.ops.classify import PrototypeReduction, check_classify
 from d2ls_fast.ops.refine import as_vectors
 
 

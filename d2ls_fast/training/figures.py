@@ -84,7 +84,7 @@ def curve_figure(
     Args:
         curves: by the names that the legend shows.
         label: of the vertical axis.
-        smooth: draw the first curve's running mean over a fiftieth of the run, its raw values faintly behind.
+        smooth: draw running means over a fiftieth of the run, the first curve's raw values faintly behind.
         mark_best: mark the highest point of the first curve.
     """
     figure = Figure(figsize=(5.2, 3.4), dpi=150, layout="constrained", facecolor=theme.ground)
@@ -92,8 +92,9 @@ def curve_figure(
     for index, (name, points) in enumerate(curves.items()):
         colour, first = theme.lines[index % len(theme.lines)], index == 0
         steps, values = np.array(points).T
-        if first and smooth:
-            axes.plot(*_thinned(steps, values), color=colour, linewidth=0.8, alpha=0.3)
+        if smooth:
+            if first:
+                axes.plot(*_thinned(steps, values), color=colour, linewidth=0.8, alpha=0.3)
             steps, values = _running_mean(steps, values)
         marker = "o" if len(steps) <= 30 else None
         axes.plot(

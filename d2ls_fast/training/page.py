@@ -112,6 +112,7 @@ def _matrix(page: Page, scores: Scores) -> dict[str, Any]:
     return {
         "figure": _both(partial(matrix_figure, scores, page.classes)),
         "confusion": confusion,
+        "width": 6 + 2.4 * len(shares),  # rem at which the numbers can be read
         "rows": list(zip(page.classes, shares.tolist(), scores.matrix, strict=True)),
     }
 

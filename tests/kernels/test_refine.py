@@ -1,4 +1,4 @@
-"""The Triton kernels of ``refine`` and ``refine_attend``: right in the interpreter, and compiled ahead of time."""
+"""The Triton kernels of ``refine`` and ``refine_attend``: right in the interpreter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2ls_fast.benchmarks import triton_resources
 from d2ls_fast.kernels import configs
 from d2ls_fast.kernels.refine import Inputs, refine_forward
 
@@ -73,30 +72,6 @@ def test_every_case_ran(report: dict[str, dict[str, list[float]]]) -> None:
 def test_interpreted(report: dict[str, dict[str, list[float]]], case: str) -> None:
     for name, (error, allowed) in report[case].items():
         assert error <= allowed, f"{name}: error {error:.2e} exceeds {allowed:.2e}"
-
-
-@pytest.mark.parametrize(
-    ("name", "kernel"),
-    [("sm_90", kernel) for kernel in configs.REFINE_KERNELS]
-    + [("sm_80", "refine_grad_rows"), ("sm_100", "refine_grad_rows"), ("gfx942", "refine_grad_rows")],
-)
-def test_compiles_without_spills(name: str, kernel: str) -> None:
-    resources = triton_resources.compile_refine(name, kernel, "half")
-    assert resources.problem == ""
-    assert resources.matrix_instructions
-
-
-@pytest.mark.parametrize(("name", "kernel"), [("sm_90", "refine_grad_rows"), ("gfx942", "refine_grad_rows")])
-def test_many_entries_compile_without_spills(name: str, kernel: str) -> None:
-    resources = triton_resources.compile_refine(name, kernel, "half", entries=150)
-    assert resources.problem == ""
-    assert resources.matrix_instructions
-
-
-def test_fused_pass_compiles_without_spills() -> None:
-    resources = triton_resources.compile_refine("sm_100", "refine_attend", "half")
-    assert resources.problem == ""
-    assert set(resources.matrix_instructions) == {"UTCHMMA"}
 
 
 def test_every_architecture_has_every_tile() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from d2ls_fast.backends import backend, backends
+from d2ls_fast.kernels import configs
 from d2ls_fast.models.head import D2LSHead, D2LSOutput
 from d2ls_fast.models.official import official_name
 
@@ -17,6 +25,35 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 CASES = [("reference", torch.float64), ("reference", torch.float32), ("torch", torch.float64), ("torch", torch.float32)]
 # The compiled kernels have no float64 form.
 CASES += [("cpu", torch.float32)] if backends()["cpu"] == "available" else []
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CASES += [("triton", torch.float32)] if INTERPRETED else []
+
+
+@contextmanager
+def many_pixels_a_tile() -> Iterator[None]:
+    """Few programs: the interpreter's time is their number. The shipped tiles have their tests in tests/kernels."""
+
+    def larger(table: dict[Any, Any]) -> dict[Any, Any]:
+        return {key: replace(tile, block_n=128) for key, tile in table.items()}
+
+    shipped = configs.ARCHITECTURES["default"]
+    configs.ARCHITECTURES["default"] = replace(
+        shipped,
+        tiles=larger(shipped.tiles),
+        refine={key: configs.RefineTile(64, 128, 8, 1) for key in shipped.refine},
+        classify=larger(shipped.classify),
+        pyramid=larger(shipped.pyramid),
+    )
+    try:
+        yield
+    finally:
+        configs.ARCHITECTURES["default"] = shipped
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiles() -> Iterator[None]:
+    with many_pixels_a_tile() if INTERPRETED else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +146,12 @@ def test_every_stage(golden: dict[str, torch.Tensor], name: str, dtype: torch.dt
     assert stored - set(got) == {"out.logits_dynamic", "out.logits_static", "out.contrastive_loss", "out.scalar"}, (
         "outputs neither test compares"
     )
+
+
+def test_triton_in_its_interpreter() -> None:
+    """Triton decides for its interpreter when it is imported, so another process runs the tests above with it."""
+    options = ["-v", "-p", "no:cacheprovider", __file__, "-k", "triton and not interpreter"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    child = [sys.executable, "-m", "pytest", *options]
+    finished = subprocess.run(child, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0 and "2 passed" in finished.stdout, finished.stdout[-4000:]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_fast.nn.classifier import PixelClassifier
+from d2ls_fast.ops import _classify
 
 
 def published(layer: PixelClassifier, pixels: Tensor, dictionary: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -56,8 +55,7 @@ def test_scores_become_what_is_asked_of_them() -> None:
 @pytest.mark.parametrize("prototypes", [1, 3])
 @pytest.mark.parametrize("size", [(12, 20), (9, 17)])
 def test_predict_in_bands(size: tuple[int, int], prototypes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["d2ls_fast.ops.classify"]  # the package's attribute of that name is the function
-    monkeypatch.setattr(module, "_CHUNK_SCORES", 16 * 5 * 4 * prototypes * 2)  # two rows a band: bands of 2 and 1
+    monkeypatch.setattr(_classify, "_CHUNK_SCORES", 16 * 5 * 4 * prototypes * 2)  # two rows a band: bands of 2 and 1
     layer, pixels, dictionary = case(4, prototypes)
     labels, confidence = layer.predict(pixels, dictionary, (3, 5), size)
     probability = layer(pixels, dictionary, (3, 5)).softmax(1)[..., : size[0], : size[1]]

@@ -167,3 +167,19 @@ def test_autocast_keeps_each_stream_in_its_precision(name: str) -> None:
 def test_wrong_options_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AlternatingCrossAttention(**{"embed_dim": 32, "num_heads": 4, **options})
+
+
+@pytest.mark.parametrize("name", ["torch", "auto"])
+def test_one_compilation_serves_every_number_of_pixels(name: str) -> None:
+    layer = AlternatingCrossAttention(32, 4, 2)
+    torch._dynamo.reset()
+    with backend(name):
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for n in (35, 48, 1023, 7, 113):
+            args = inputs(n=n, dtype=torch.float32)
+            for tensor, dim in zip(args[:2], (1, 0), strict=True):
+                torch._dynamo.mark_dynamic(tensor, dim)
+            with torch._dynamo.config.patch(error_on_recompile=n != 35):
+                results = compiled(*args)
+            for result, wanted in zip(results, layer(*args), strict=True):
+                torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-5)

@@ -89,6 +89,7 @@ def through_logits(
         (1, (5, 3), (20, 12), 256, 150, {"weights": True, "compat": "release"}),
         (4, (3, 40), (9, 158), 16, 5, {"ignore_index": 1}),
         (1, (2, 9), (8, 36), 1024, 5, {"ignore_index": -100}),
+        (1, (128, 128), (511, 512), 32, 7, {}),
     ],
 )
 def test_kernel_is_as_accurate_as_the_losses_on_logits(b, grid, size, c, k, options, dtype) -> None:
