@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -100,16 +100,13 @@ def _describe(kind: type[Settings], error: ValidationError) -> str:
     first = max((each for each in errors if _key(each["loc"]).startswith(key)), key=lambda each: len(each["loc"]))
     key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
-        known = sorted(_known_keys(kind))
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-            key.rsplit(".", 1)[-1], [name.rsplit(".", 1)[-1] for name in known], n=1, cutoff=0.5
-        )
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known[:12])}"
-        return f"unknown key {key!r}; {hint}"
+        return f"unknown key {key!r}; {_hint(kind, key)}"
     if first["type"] == "missing":
         return f"key {key!r} is required; add it to the recipe or give {key}=VALUE"
     shown = repr(first.get("input"))
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    if first["type"] == "model_type":
+        return f"key {key!r} is {shown}: expected a group with the keys {', '.join(_group(kind, key).model_fields)}"
     return f"key {key!r} is {shown}: {first['msg'][0].lower() + first['msg'][1:]}"
 
 
@@ -118,11 +115,40 @@ def _key(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if not _ALTERNATIVE.fullmatch(str(part)))
 
 
+def _hint(kind: type[BaseModel], key: str) -> str:
+    """The valid key nearest to an unknown one: within its group, else anywhere; else the keys of its group."""
+    path, _, name = key.rpartition(".")
+    group = _group(kind, path)
+    close = difflib.get_close_matches(name, group.model_fields, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {(f'{path}.' if path else '') + close[0]!r}?"
+    elsewhere = {each.rpartition(".")[2]: each for each in sorted(_known_keys(kind), reverse=True)}
+    close = difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.7)
+    if close:
+        return f"did you mean {elsewhere[close[0]]!r}?"
+    return f"known keys{f' of {path!r}' if path else ''}: {', '.join(group.model_fields)}"
+
+
+def _group(kind: type[BaseModel], path: str) -> type[BaseModel]:
+    """The settings group at a dotted path, through lists and optional groups."""
+    for part in path.split("."):
+        if part in kind.model_fields:
+            kind = next(_groups(kind.model_fields[part].annotation), kind)
+    return kind
+
+
+def _groups(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _groups(part)
+
+
 def _known_keys(kind: type[BaseModel], prefix: str = "") -> set[str]:
     keys: set[str] = set()
     for name, field in kind.model_fields.items():
         keys.add(prefix + name)
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys |= _known_keys(annotation, f"{prefix}{name}.")
+        if get_origin(field.annotation) is not list:
+            for group in _groups(field.annotation):
+                keys |= _known_keys(group, f"{prefix}{name}.")
     return keys

@@ -106,9 +106,10 @@ class MaskReader:
         """Class index of each of the 2^24 colours: one look-up a pixel, however many classes there are."""
         if self._colour_table is None:
             assert self._colours is not None
-            self._colour_table = np.full(2**24, _UNKNOWN, np.int16)
-            self._colour_table[[_code(colour) for colour in self._ignored_colours]] = IGNORE_INDEX
-            self._colour_table[[_code(colour) for colour in self._colours]] = np.arange(len(self._colours))
+            table = np.full(2**24, _UNKNOWN, np.int16)
+            table[[_code(colour) for colour in self._ignored_colours]] = IGNORE_INDEX
+            table[[_code(colour) for colour in self._colours]] = np.arange(len(self._colours))
+            self._colour_table = table  # whole at once: other threads may be reading masks
         return self._colour_table
 
     def _from_colours(
@@ -122,8 +123,7 @@ class MaskReader:
         indices = self._table()[codes]
         indices[np.broadcast_to(without_label, codes.shape)] = IGNORE_INDEX
         known = indices != _UNKNOWN
-        indices[~known] = IGNORE_INDEX
-        labels = indices.astype(np.uint8)
+        labels = indices.astype(np.uint8)  # -1 becomes 255, the ignore index
         if not self._ignore_unknown and not known.all():
             stray, counts = np.unique(codes[~known], return_counts=True)
             worst = int(counts.argmax())

@@ -92,12 +92,15 @@ def split_by_rule(pairs: Sequence[Pair], rule: SplitSettings, root: Path) -> Spl
 def _by_publishers(settings: DataSettings, source: PublishedDataset, faults: list[UserError] | None) -> Split:
     split = Split()
     unknown = set(settings.leave_out or ())
+    made: dict[tuple[Path, Path], Pair] = {}  # a subset may be in two splits
     for name, chosen in source.subsets(settings.protocol)._asdict().items():
         eroded = bool(settings.eroded) and name != "train"
         for subset in chosen:
             found = source.match(settings.root, subset, settings.variant, eroded, settings.leave_out or (), faults)
             unknown -= found.left_out
-            getattr(split, name).extend(make_pairs(settings, found.masks, faults, found.masks))
+            new = [image for image, mask in found.masks.items() if (image, mask) not in made]
+            made |= {(pair.image, pair.mask): pair for pair in make_pairs(settings, new, faults, found.masks)}
+            getattr(split, name).extend(made[files] for files in found.masks.items() if files in made)
     if unknown:
         raise UserError(f"data.leave_out: {source.title} has no image {sorted(unknown)[0]!r}; correct it")
     return split

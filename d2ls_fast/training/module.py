@@ -109,12 +109,12 @@ class SegmentationModule(LightningModule):
 
         With float16 a gradient that overflows now and then is normal: the scaler skips that step and scales less.
         """
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if math.isfinite(float(norm)):
             if gradient_clip_val is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
             return
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and scaler.get_scale() > 1.0:

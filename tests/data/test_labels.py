@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -99,3 +101,12 @@ def test_the_wrong_kind_of_mask_is_named(settings, tmp_path, write_png):
         MaskReader(settings()).read(rgb)
     with pytest.raises(UserError, match=r"grey\.png: a single-band mask, but masks: colour"):
         MaskReader(settings(classes=RED_BLUE, masks="colour")).read(grey)
+
+
+def test_many_threads_may_share_a_reader(settings, tmp_path, write_png):
+    mask = write_png(tmp_path / "mask.png", np.full((8, 8, 3), (255, 0, 0), np.uint8))
+    declared = settings(classes=[{"name": "a", "colour": "#00FF00"}, {"name": "b", "colour": "#FF0000"}])
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            reader = MaskReader(declared)  # its table of colours is made by the first to need it
+            assert all((labels == 1).all() for labels in pool.map(reader.read, [mask] * 8))

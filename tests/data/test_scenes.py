@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from d2ls_fast.data import build_datasets
 from d2ls_fast.data.folder import make_pair, pool
 from d2ls_fast.data.normalisation import IMAGENET_MEAN, normalise
+from d2ls_fast.data.resample import resample, resample_labels
 from d2ls_fast.data.scenes import SceneReader, valid_pixels
 from d2ls_fast.errors import UserError
 
@@ -67,6 +69,18 @@ def test_images_are_averaged_and_labels_are_not(one_scene):
     chosen, pair = one_scene(image, labels, scale=0.25)
     scene = SceneReader(chosen, [1]).read(pair)
     assert np.abs(scene.image[0, 3:-3, 3:-3].astype(int) - 100).max() <= 4 and set(np.unique(scene.labels)) <= {0, 1}
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.61, 1.7])
+def test_a_resampled_scene_is_the_interpolated_image(one_scene, scale):
+    random = np.random.default_rng(0)
+    image = random.integers(0, 60000, (2, 70, 90)).astype(np.uint16)
+    labels = random.integers(0, 2, (70, 90)).astype(np.uint8)
+    chosen, pair = one_scene(image, labels, scale=scale)
+    scene = SceneReader(chosen, [1, 2]).read(pair)
+    expected = resample(torch.from_numpy(image.astype(np.float32)), pair.size).numpy()
+    assert np.abs(scene.image - expected).max() < 1.0  # rounding to whole values, and float32
+    assert np.array_equal(scene.labels, resample_labels(torch.from_numpy(labels), pair.size).numpy())
 
 
 def test_images_are_kept_within_the_budget(one_scene, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import rasterio
 import torch
 from PIL import Image
+from published_trees import write_tree
 
 from d2ls_fast.config import validate
 from d2ls_fast.data import AugmentSettings, build_datasets
@@ -86,6 +87,18 @@ def test_factors_of_single_images_stay(settings, scenes, tmp_path):
     assert {scale for name, scale in factors.items() if "/y_" in name} == {0.8}
     assert {scale for name, scale in factors.items() if "/x_" in name} == {0.5} and len(factors) == 12
     assert len(after.val.pairs) == 1 and group.eval_tile == 32  # resampled: left whole, cut as it is read
+
+
+def test_a_published_data_set_keeps_its_labels(tmp_path):
+    tree = {"dataset": "vaihingen", "root": str(write_tree("vaihingen", tmp_path / "data")), "eval_tile": 48}
+    before, after, group = tiled(validate(DataSettings, tree, "recipe.yaml"), tmp_path / "tiles", 64)
+    assert group.dataset == "folder" and after.classes == before.classes and after.mean == before.mean
+    assert len(after.test) == len(before.test)
+
+    def counts(items):
+        return sum(torch.bincount(items[index]["label"].flatten(), minlength=256) for index in range(len(items)))
+
+    assert torch.equal(counts(before.val), counts(after.val))  # eroded borders without label, too
 
 
 def test_pictures_become_png(settings, tmp_path, pairs_on_disk):

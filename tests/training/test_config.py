@@ -46,12 +46,36 @@ def test_written_settings_read_back_equal(tmp_path: Path) -> None:
         ("precision=fp8", "precision"),
         ("epochs=3", "either steps or epochs"),
         ("loss.smoothing=1", "loss.smoothing"),
+        ("optimizer.lookahed.steps=3", "did you mean 'optimizer.lookahead'"),
+        ("optimizer.lookahead.step=3", "did you mean 'optimizer.lookahead.steps'"),
+        ("data.split.vall=0.2", "did you mean 'data.split.val'"),
+        ("data.classes=[{name: a, color: '#000000'}]", "did you mean 'data.classes.0.colour'"),
+        ("lr=1e-4", "did you mean 'optimizer.lr'"),
+        ("backbone_lrr=1", "did you mean 'optimizer.backbone_lr'"),
+        ("schedule.xyzzy=1", "known keys of 'schedule': kind, warmup, final"),
+        ("xyzzy=1", "known keys: name, seed, output"),
+        ("optimizer=3", "key 'optimizer' is 3: expected a group with the keys lr, backbone_lr"),
+        ("optimizer.lookahead=5", "key 'optimizer.lookahead' is 5: expected a group with the keys steps, alpha"),
+        ("optimizer.lr=fast", "key 'optimizer.lr' is 'fast': input should be a valid number"),
+        ("devices=two", "key 'devices' is 'two'"),
+        ("devices=0", "key 'devices' is 0"),
+        ("strategy=dpp", "key 'strategy' is 'dpp': input should be 'auto', 'ddp' or 'fsdp'"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, override: str, named: str) -> None:
     with pytest.raises(UserError, match=named) as caught:
         _load(tmp_path, override)
     assert "recipe.yaml" in str(caught.value)
+
+
+def test_an_override_below_a_value_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"override 'steps\.first=1': 'steps' is not a group of settings"):
+        _load(tmp_path, "steps.first=1")
+
+
+def test_a_recipe_without_data_or_root_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"key 'data\.root' is required"):
+        _load(tmp_path, data={"split": {"by": "spatial"}, "classes": [{"name": "a"}]})
 
 
 def test_no_length_is_refused(tmp_path: Path) -> None:
