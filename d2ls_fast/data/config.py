@@ -133,7 +133,8 @@ class DataSettings(SourceSettings):
     """Side of the grid tiles that validation and test images are cut into (edges padded, unlabelled); by default
     whole images."""
     cache_gigabytes: float = Field(default=2.0, ge=0.0)
-    """Memory in which each process keeps decoded images, per split."""
+    """Memory in which each process keeps decoded images, per split. Of what does not fit, GeoTIFF and JPEG 2000 files
+    are read by window; other formats are decoded whole each time."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:

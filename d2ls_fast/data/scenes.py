@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -139,15 +140,15 @@ class SceneReader:
         self._nodata = settings.nodata
         self._masks = MaskReader(settings)
         self._budget = int(settings.cache_gigabytes * 1e9)
-        self._kept: dict[str, Scene] = {}
-        self._kept_masks: dict[str, Labels] = {}
-        self._last: tuple[str, Scene] | None = None
-        self._last_mask: tuple[str, Labels] | None = None
+        self._kept: dict[tuple[Path, Path], Scene] = {}
+        self._kept_masks: dict[Path, Labels] = {}
+        self._last: tuple[tuple[Path, Path], Scene] | None = None
+        self._last_mask: tuple[Path, Labels] | None = None
 
     @contextmanager
     def view(self, pair: Pair) -> Iterator[SceneView]:
         """The scene of ``pair``, to be read by boxes; :class:`UserError` where a file is bad."""
-        if pair.name in self._kept or _size_in_memory(pair, self._bands) <= self._budget:
+        if _key(pair) in self._kept or _size_in_memory(pair, self._bands) <= self._budget:
             yield SceneInMemory(self.read(pair))
             return
         # Both files stay open between the boxes: GDAL then keeps the blocks that neighbouring boxes share.
@@ -162,8 +163,8 @@ class SceneReader:
 
     def read(self, pair: Pair) -> Scene:
         """The whole scene of ``pair``, of size ``pair.size``; :class:`UserError` where a file is bad."""
-        scene = self._kept.get(pair.name)
-        if scene is None and self._last is not None and self._last[0] == pair.name:
+        scene = self._kept.get(_key(pair))
+        if scene is None and self._last is not None and self._last[0] == _key(pair):
             scene = self._last[1]
         if scene is None:
             with open_raster(pair.image) as image:
@@ -171,23 +172,23 @@ class SceneReader:
                 scene = whole.read((0, 0, *pair.size))
             if scene.nbytes <= self._budget:
                 self._budget -= scene.nbytes
-                self._kept[pair.name] = scene
+                self._kept[_key(pair)] = scene
             else:
-                self._last = pair.name, scene
+                self._last = _key(pair), scene
         return scene
 
     def _whole_mask(self, pair: Pair) -> Labels:
         """The labels of a mask without windows, in source pixels, kept like the scenes."""
-        mask = self._kept_masks.get(pair.name)
-        if mask is None and self._last_mask is not None and self._last_mask[0] == pair.name:
+        mask = self._kept_masks.get(pair.mask)
+        if mask is None and self._last_mask is not None and self._last_mask[0] == pair.mask:
             mask = self._last_mask[1]
         if mask is None:
             mask = self._masks.read(pair.mask)
             if mask.nbytes <= self._budget:
                 self._budget -= mask.nbytes
-                self._kept_masks[pair.name] = mask
+                self._kept_masks[pair.mask] = mask
             else:
-                self._last_mask = pair.name, mask
+                self._last_mask = pair.mask, mask
         return mask
 
 
@@ -200,6 +201,11 @@ def valid_pixels(image: npt.NDArray[Any], nodata: float | None) -> npt.NDArray[n
     if np.issubdtype(image.dtype, np.floating):
         valid &= np.isfinite(image).all(axis=0)
     return None if valid.all() else valid
+
+
+def _key(pair: Pair) -> tuple[Path, Path]:
+    """An image may come with two masks: eroded ones score, full ones train."""
+    return pair.image, pair.mask
 
 
 def _size_in_memory(pair: Pair, bands: Sequence[int]) -> int:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +87,7 @@ def test_a_resampled_scene_is_the_interpolated_image(one_scene, scale):
 
 def test_images_are_kept_within_the_budget(one_scene, tmp_path):
     chosen, pair = one_scene(np.zeros((3, 64, 64), np.uint8), np.zeros((64, 64), np.uint8))
-    pairs = [pair, replace(pair, name="second"), replace(pair, name="third")]
+    pairs = [pair, *(replace(pair, mask=Path(shutil.copy(pair.mask, tmp_path / f"{n}.png"))) for n in (2, 3))]
 
     def kept(gigabytes):
         reader = SceneReader(chosen.model_copy(update={"cache_gigabytes": gigabytes}), [1, 2, 3])
@@ -93,6 +95,16 @@ def test_images_are_kept_within_the_budget(one_scene, tmp_path):
         return [reader.read(one) is scene for one, scene in zip(pairs, first, strict=True)]
 
     assert kept(1.0) == [True] * 3 and kept(20e-6) == [True, False, False] and kept(1e-6) == [False] * 3
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0])
+def test_an_image_may_come_with_two_masks(one_scene, write_png, tmp_path, gigabytes):
+    chosen, pair = one_scene(np.zeros((3, 64, 64), np.uint8), np.zeros((64, 64), np.uint8), cache_gigabytes=gigabytes)
+    eroded = replace(pair, mask=write_png(tmp_path / "eroded.png", np.ones((64, 64), np.uint8)))
+    reader = SceneReader(chosen, [1, 2, 3])
+    for one, label in ((pair, 0), (eroded, 1), (pair, 0)):
+        with reader.view(one) as view:
+            assert (view.labels((0, 0, 64, 64)) == label).all() and (reader.read(one).labels == label).all()
 
 
 def test_of_images_that_do_not_fit_the_last_is_held(one_scene):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,17 +110,18 @@ def test_training_items_do_not_depend_on_the_memory(settings, scene_files):
         assert torch.allclose(tight.val[index]["image"], roomy.val[index]["image"], atol=1e-5)
 
 
-def test_a_mask_without_windows_is_decoded_once(settings, scene_files, monkeypatch):
+def test_a_mask_without_windows_is_decoded_once(settings, tmp_path, scene_files, monkeypatch):
     scene_files(mask=".png")
     chosen = settings(cache_gigabytes=100e-6)  # the mask fits, image and mask together do not
     pair = make_pair(chosen, pool(chosen)[0])
+    pairs = [pair, *(replace(pair, mask=Path(shutil.copy(pair.mask, tmp_path / f"{n}.png"))) for n in (2, 3))]
     reader = SceneReader(chosen, [1, 2, 3])
     decoded = []
     original = reader._masks.read
     monkeypatch.setattr(reader._masks, "read", lambda path: decoded.append(path) or original(path))
     for _ in range(3):
-        for name in ("fits", "second", "third"):
-            with reader.view(replace(pair, name=name)) as on_disk:
+        for one in pairs:
+            with reader.view(one) as on_disk:
                 on_disk.read((13, 21, 70, 33))
     assert len(decoded) == 1 + 3 + 3
 
