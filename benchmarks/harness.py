@@ -30,7 +30,8 @@ class WrongResult(RuntimeError):
 class Variant:
     """One way to compute a case. ``run`` returns the tensors that are compared with the definition's.
 
-    ``judge`` replaces the case's, and ``facts`` are further columns of the variant's line, such as its parameters.
+    ``judge`` replaces the case's, and ``facts`` are further columns of the variant's line, such as its parameters. A
+    ``dispensable`` one is somebody else's: where its result is wrong the others are timed without it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Variant:
     checked: bool = True
     judge: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    dispensable: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,25 +106,36 @@ def run_case(case: Case, device: str, limits: Limits, repeats: int, progress: Pr
     """Check and time every variant of a case; :func:`run_cases` also weighs them.
 
     Raises:
-        WrongResult: a variant differs from the float64 definition by more than it may.
+        WrongResult: a variant differs from the float64 definition by more than it may. A dispensable one is left out
+            instead, and the baseline's row says so.
     """
     truth = [t.double() for t in case.truth()]
     baseline, *others = case.variants
     limit = case.tolerance * BASELINE_MARGIN
     errors = {baseline.name: _error(baseline, truth, case, limit) if baseline.checked else None}
     limit = max(case.tolerance, 2 * (errors[baseline.name] or 0.0))
-    errors |= {v.name: _error(v, truth, case, limit) if v.checked else None for v in others}
-    times: dict[str, list[float]] = {v.name: [] for v in case.variants}
+    variants, left_out = [baseline], []
+    for variant in others:
+        try:
+            errors[variant.name] = _error(variant, truth, case, limit) if variant.checked else None
+            variants.append(variant)
+        except WrongResult:
+            if not variant.dispensable:
+                raise
+            left_out.append(variant.name)
+    if left_out:
+        variants[0] = replace(baseline, facts={**baseline.facts, "wrong, not timed": ", ".join(left_out)})
+    times: dict[str, list[float]] = {v.name: [] for v in variants}
     task = progress.add_task(f"{case.name}, {case.setting}", total=repeats) if progress else None
     for repeat in range(repeats + 2):
-        for variant in case.variants:
+        for variant in variants:
             elapsed = _time(variant.run, device)
             if repeat >= 2:  # two rounds of warm-up
                 times[variant.name].append(elapsed)
         if progress and task is not None and repeat >= 2:
             progress.advance(task)
     seconds = statistics.median(times[baseline.name])
-    return [_row(case, v, times[v.name], seconds, errors[v.name], limits) for v in case.variants]
+    return [_row(case, v, times[v.name], seconds, errors[v.name], limits) for v in variants]
 
 
 def _row(
@@ -189,6 +202,7 @@ def run_cases(cases: Sequence[Case], device: str, limits: Limits, repeats: int, 
     with Progress(console=console, transient=True) as progress:
         for case in cases:
             rows += run_case(case, device, limits, repeats, progress)
-        peaks = [peak_extra(variant.run, device) for case in cases for variant in case.variants]
+        runs = {(case.name, case.setting, v.name): v.run for case in cases for v in case.variants}
+        peaks = [peak_extra(runs[row.case, row.setting, row.variant], device) for row in rows]
     weighed = zip(rows, peaks, strict=True)
     return [replace(row, peak_extra_mb=None if peak is None else peak / 2**20) for row, peak in weighed]

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 _MEASURES = ("variant", "median ms", "p20-p80", "ratio", "error", "extra MB", "% copy", "% matrix")
 
 
-def _cells(row: Row) -> list[str]:
+def _further(rows: list[Row]) -> list[str]:
+    """The names of the columns that only some cases have."""
+    return list(dict.fromkeys(name for row in rows for name in row.facts))
+
+
+def _cells(row: Row, further: list[str]) -> list[str]:
     """The columns of one line after its case and setting."""
     return [
         row.variant,
@@ -31,7 +36,7 @@ def _cells(row: Row) -> list[str]:
         "-" if row.peak_extra_mb is None else f"{row.peak_extra_mb:.1f}",
         "-" if row.copy_bandwidth_percent is None else f"{row.copy_bandwidth_percent:.0f}",
         "-" if row.matrix_rate_percent is None else f"{row.matrix_rate_percent:.0f}",
-        *row.facts.values(),
+        *(row.facts.get(name, "-") for name in further),
     ]
 
 
@@ -47,10 +52,11 @@ def tables(report: Report) -> list[Table]:
     shown = []
     for title, rows in _by_case(report).items():
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
-        for column in (*_MEASURES, *rows[0].facts):
+        further = _further(rows)
+        for column in (*_MEASURES, *further):
             table.add_column(column, justify="left" if column == "variant" else "right", overflow="fold")
         for row in rows:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, further))
         shown.append(table)
     return shown
 
@@ -58,9 +64,10 @@ def tables(report: Report) -> list[Table]:
 def markdown(report: Report) -> str:
     lines = [f"{key}: {value}  " for key, value in report.machine.items()]
     for title, rows in _by_case(report).items():
-        columns = (*_MEASURES, *rows[0].facts)
+        further = _further(rows)
+        columns = (*_MEASURES, *further)
         lines += ["", f"**{title}**", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+        lines += ["| " + " | ".join(_cells(row, further)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -116,13 +116,16 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _hint(kind: type[BaseModel], key: str) -> str:
-    """The valid key nearest to an unknown one: within its group, else anywhere; else the keys of its group."""
+    """The valid key nearest to an unknown one: the same name elsewhere, the nearest in its group, the nearest anywhere;
+    else the keys of its group."""
     path, _, name = key.rpartition(".")
     group = _group(kind, path)
+    elsewhere = {each.rpartition(".")[2]: each for each in sorted(_known_keys(kind), reverse=True)}
+    if name in elsewhere:
+        return f"did you mean {elsewhere[name]!r}?"
     close = difflib.get_close_matches(name, group.model_fields, n=1, cutoff=0.5)
     if close:
         return f"did you mean {(f'{path}.' if path else '') + close[0]!r}?"
-    elsewhere = {each.rpartition(".")[2]: each for each in sorted(_known_keys(kind), reverse=True)}
     close = difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.7)
     if close:
         return f"did you mean {elsewhere[close[0]]!r}?"

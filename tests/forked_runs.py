@@ -33,7 +33,7 @@ def run_forked(job: Callable[..., None], *arguments: Any, processes: int = 1) ->
         started.append(_CONTEXT.Process(target=_call, args=(job, arguments, environment)))
         started[-1].start()
     for process in started:
-        process.join(120)
+        process.join(600)  # seconds, on a machine that does other work
     return [process.exitcode for process in started]
 
 

@@ -29,6 +29,8 @@ EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif")
 _DRIVERS = ["PNG", "JPEG", "GTiff", "JP2OpenJPEG", "BMP", "GIF"]
 WINDOWED = ("GTiff", "JP2OpenJPEG")
 """Formats that are read by windows; others decode from the top at every read, so they are read once, whole."""
+# Plain images are welcome. For good and by module: catch_warnings is not made for threads, which read files too.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module=r"d2ls_fast\.data\.raster")
 _RGB = (1, 2, 3)
 Array = npt.NDArray[Any]
 
@@ -80,16 +82,14 @@ def open_raster(path: str | os.PathLike[str]) -> Iterator[rasterio.DatasetReader
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Inside the block, what GDAL finds wrong is a :class:`UserError` that names ``path``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            yield
-        except RasterioError as error:
-            cause = str(error.__cause__ or error).replace(str(path), "").strip(" :'")
-            raise UserError(
-                f"{path}: not a readable {', '.join(e[1:].upper() for e in EXTENSIONS[:2])}, JPEG or JP2 image "
-                f"({cause}); replace the file or take it out of the folder"
-            ) from None
+    try:
+        yield
+    except RasterioError as error:
+        cause = str(error.__cause__ or error).replace(str(path), "").strip(" :'")
+        raise UserError(
+            f"{path}: not a readable {', '.join(e[1:].upper() for e in EXTENSIONS[:2])}, JPEG or JP2 image "
+            f"({cause}); replace the file or take it out of the folder"
+        ) from None
 
 
 def read_header(path: str | os.PathLike[str]) -> RasterHeader:

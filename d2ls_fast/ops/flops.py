@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula, sdpa_flop
 
 _LOGITS_OF_LOSS = (0, 1, 2, 3, 8, 9, 10)  # of the arguments of segmentation_sums: those of classify
 
@@ -53,6 +53,9 @@ def count_flops(run: Callable[[], object]) -> int:
 
 def register() -> None:
     """Make the operators known to ``torch.utils.flop_counter`` in this process; a second call changes nothing."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if attention not in flop_registry:  # older torch does not know it
+        register_flop_formula(attention)(sdpa_flop)
     for operator, (module, form, positions) in _PLAIN_FORMS.items():
         plain = getattr(import_module(f"d2ls_fast.ops.{module}"), form)
         stem, backward, _ = operator.partition("_backward")

@@ -163,8 +163,11 @@ def _check_tensors(pixels: Tensor, dictionary: Tensor, target: Tensor, prototype
 
 
 def _check_labels(strays: Tensor, classes: int, ignore_index: int) -> None:
-    expected = f"target must hold classes from 0 to {classes - 1} or ignore_index {ignore_index}"
     if torch.compiler.is_compiling() or strays.device.type != "cpu":
-        torch._assert_async((strays == 0).all(), expected)  # no wait for the device, no graph break
+        # No wait for the device, no graph break. The text is a constant: sizes may be symbols here.
+        torch._assert_async((strays == 0).all(), "target must hold classes from 0 to K - 1 or ignore_index")
     elif strays.any():
-        raise ValueError(f"pixel_dictionary_nce: {expected}, {int(strays.sum())} labels are neither")
+        raise ValueError(
+            f"pixel_dictionary_nce: target must hold classes from 0 to {classes - 1} or ignore_index {ignore_index},"
+            f" {int(strays.sum())} labels are neither"
+        )

@@ -55,6 +55,9 @@ class LookaheadAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def _slow_step(self, parameters: list[torch.Tensor]) -> None:
-        for parameter in parameters:
-            slow = self.state[parameter]["slow"]
-            parameter.copy_(slow.lerp_(parameter, self.alpha))
+        if not parameters:
+            return
+        slow = [self.state[parameter]["slow"] for parameter in parameters]
+        torch._foreach_lerp_(slow, parameters, self.alpha)
+        for parameter, value in zip(parameters, slow, strict=True):
+            parameter.copy_(value)

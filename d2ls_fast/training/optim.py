@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from d2ls_fast.training.config import OptimizerSettings, ScheduleSettings
@@ -42,9 +43,12 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW over :func:`parameter_groups`, inside Lookahead where asked for."""
     groups, lookahead = parameter_groups(model, settings), settings.lookahead
+    # What a divided parameter costs is the call, not the arithmetic: all at once.
+    divided = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    options: dict[str, Any] = {"betas": settings.betas, "foreach": True if divided else None}
     if lookahead is None:
-        return torch.optim.AdamW(groups, betas=settings.betas)
-    return LookaheadAdamW(groups, lookahead.steps, lookahead.alpha, betas=settings.betas)
+        return torch.optim.AdamW(groups, **options)
+    return LookaheadAdamW(groups, lookahead.steps, lookahead.alpha, **options)
 
 
 def learning_rate_factor(
@@ -81,16 +85,8 @@ def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
         count = float(updates)
         weight = 1 - min(decay, (1 + count) / (10 + count))
         with torch.no_grad():
-            for average, value in zip(averages, current, strict=True):
-                _lerp(average, value, weight)
+            torch._foreach_lerp_(averages, current, weight)
 
     averaged = AveragedModel(model, multi_avg_fn=update)
     averaged.requires_grad_(False)
     return averaged
-
-
-def _lerp(average: Tensor, value: Tensor, weight: float) -> None:
-    if average.is_floating_point():
-        average.lerp_(value, weight)
-    else:
-        average.copy_(value)

@@ -42,6 +42,14 @@ def test_a_wrong_variant_is_never_timed(wrong) -> None:
         harness.run_case(case(Variant("reference", right), Variant("broken", wrong)), "cpu", LIMITS, 3)
 
 
+def test_a_wrong_dispensable_variant_is_left_out_and_named() -> None:
+    wrong = Variant("compiled", lambda: [torch.full((4,), torch.inf)], dispensable=True)
+    rows = harness.run_case(case(Variant("reference", right), wrong, Variant("fused", right)), "cpu", LIMITS, 3)
+    assert [row.variant for row in rows] == ["reference", "fused"]
+    assert "wrong, not timed" in results.markdown(harness.Report({}, rows))
+    assert rows[0].facts == {"wrong, not timed": "compiled"}
+
+
 def test_rows_refer_to_the_first_variant() -> None:
     rows = harness.run_case(
         case(

@@ -101,9 +101,9 @@ def test_few_entries_are_folded_and_many_projected(monkeypatch: pytest.MonkeyPat
     layer = AlternatingCrossAttention(256, 8, 1)
     run_projected, projected = layer._run_projected, []
 
-    def recorded(pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Any:
+    def recorded(pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, *options: Any) -> Any:
         projected.append(dictionary.shape[1])
-        return run_projected(pixels, pixel_pe, dictionary)
+        return run_projected(pixels, pixel_pe, dictionary, *options)
 
     monkeypatch.setattr(layer, "_run_projected", recorded)
     for k in (1, 7, 16, 32, 64, 150):

@@ -25,9 +25,11 @@ from d2ls_fast.training.parallel import Processes, RankShare, find_processes
 COMMON = (
     "steps=10",
     "evaluate_every=5",
-    "optimizer={lr: 1.0e-4, lookahead: {steps: 3, alpha: 0.5}}",
+    "schedule.kind=constant",
+    "optimizer={lr: 3.0e-5, lookahead: {steps: 3, alpha: 0.5}}",
     "ema=0.9",
     "augment.crop=64",
+    "model.backbone=test_resnet",
 )
 
 
@@ -46,11 +48,19 @@ def vector(path: Path) -> torch.Tensor:
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
+def train_in_two_parts(folder: Path, options: tuple[str, ...]) -> None:
+    """Five steps, and five more from the state that they left."""
+    train(folder, (*options, "steps=5"))
+    train(folder, options, resume=True)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_are_one_with_the_doubled_batch_and_resume(tmp_path: Path, alone: Path, strategy: str) -> None:
+def test_two_processes_resumed_midway_are_one_with_the_doubled_batch(
+    tmp_path: Path, alone: Path, strategy: str
+) -> None:
     write_recipe(tmp_path)
     options, run = (*COMMON, "batch_size=2", f"strategy={strategy}"), tmp_path / "run"
-    assert run_forked(train, tmp_path, options, processes=2) == [0, 0]
+    assert run_forked(train_in_two_parts, tmp_path, options, processes=2) == [0, 0]
     for name in ("last.safetensors", "best.safetensors"):
         expected, found = vector(alone / name), vector(run / name)
         assert float((found - expected).norm() / expected.norm()) < 1e-5
@@ -61,11 +71,7 @@ def test_two_processes_are_one_with_the_doubled_batch_and_resume(tmp_path: Path,
     losses = [[float(row["loss"]) for row in part if row["loss"]] for part in rows]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 10
 
-    whole = vector(run / "last.safetensors")
-    (run / "report.json").unlink()
-    assert run_forked(train, tmp_path, options, False, True, processes=2) == [0, 0]
-    assert json.loads((run / "report.json").read_text())["steps_in_this_session"] == 5
-    assert torch.equal(vector(run / "last.safetensors"), whole)
+    assert found["steps_in_this_session"] == 5
 
 
 def joined_norms() -> None:
