@@ -31,7 +31,7 @@ def train(
         raise UserError("--resume continues a run and --overwrite replaces it; give one of the two")
     settings = load_settings(TrainSettings, config, overrides or [])
     if count := processes_to_start(settings):
-        flags = [("--resume-previous", resume_previous), ("--resume", resume), ("--overwrite", overwrite)]
-        given = [flag for flag, chosen in flags if chosen]
+        flag = "--resume-previous" if resume_previous else "--resume" if resume else "--overwrite" if overwrite else ""
+        given = [flag] if flag else []
         raise typer.Exit(launch(count, ["train", str(config), *(overrides or []), *given]))
     fit(settings, resume=resume, overwrite=overwrite, previous=resume_previous)

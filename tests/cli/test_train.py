@@ -94,3 +94,25 @@ def test_empty_folders_and_wrong_band_counts_end_in_one_line(tmp_path: Path) -> 
     assert str(tmp_path / "empty") in refused(recipe, f"data.root={tmp_path / 'empty'}")
     write_images(tmp_path / "grey", bands=1)
     assert "band" in refused(recipe, f"data.root={tmp_path / 'grey'}", "data.bands=[1,2,3]")
+
+
+def test_several_processes_are_started_with_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def launch(processes: int, arguments: list[str]) -> int:
+        started.append((processes, arguments))
+        return 3
+
+    monkeypatch.setattr("d2ls_fast.training.launch.launch", launch)
+    recipe = write_recipe(tmp_path)
+    assert run(recipe, "devices=2", "steps=1", "--resume")[0] == 3  # the status of the process that failed
+    assert run(recipe, "devices=2", "--resume-previous")[0] == 3
+    assert started == [
+        (2, ["train", str(recipe), "devices=2", "steps=1", "--resume"]),
+        (2, ["train", str(recipe), "devices=2", "--resume-previous"]),
+    ]
+    assert "did you mean 'devices'" in refused(recipe, "device_s=2")  # said once, before anything is started
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert "torchrun started 1 processes" in refused(recipe, "devices=2") and len(started) == 2
