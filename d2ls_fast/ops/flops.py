@@ -20,9 +20,9 @@ _PLAIN_FORMS: dict[str, tuple[str, str, tuple[int, ...] | None]] = {
     "attend_backward": ("attend", "_plain_backward", None),
     "attend_projected": ("attend_projected", "attend_projected_definition", None),
     "attend_projected_backward": ("attend_projected", "plain_backward", None),
-    "classify": ("classify", "classify_definition", None),
-    "classify_labels": ("classify", "classify_definition", (0, 1, 2, 3, 4, 5, 6)),
-    "classify_backward": ("classify", "plain_backward", None),
+    "classify": ("_classify", "classify_definition", None),
+    "classify_labels": ("_classify", "classify_definition", (0, 1, 2, 3, 4, 5, 6)),
+    "classify_backward": ("_classify", "plain_backward", None),
     "dictionary_step": ("_folding", "dictionary_step_definition", None),
     "dictionary_step_backward": ("_folding", "plain_backward", None),
     "fuse_pyramid": ("fuse_pyramid", "fuse_pyramid_definition", None),
@@ -34,7 +34,7 @@ _PLAIN_FORMS: dict[str, tuple[str, str, tuple[int, ...] | None]] = {
     "refine_attend_backward": ("refine_attend", "plain_backward", None),
     "refine_projected": ("refine_projected", "refine_projected_definition", None),
     "refine_projected_backward": ("refine_projected", "plain_backward", None),
-    "segmentation_sums": ("classify", "classify_definition", _LOGITS_OF_LOSS),
+    "segmentation_sums": ("_classify", "classify_definition", _LOGITS_OF_LOSS),
     "segmentation_sums_backward": ("segmentation_loss", "plain_backward", None),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,25 +71,24 @@ def to_json(rows: Sequence[Row], settings: TrainSettings, command: str) -> dict[
 
 
 def save_picture(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Mean and standard deviation of every row as bars, each seed as a dot."""
+    """Mean and standard deviation of every row as a point with error bars, each seed as a dot below it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     places = range(len(rows))
-    means = [100 * row.mean for row in rows]
-    spreads = [100 * (row.spread or 0.0) for row in rows]
-    colours = ["#1b7837", *["#9e9e9e"] * (len(rows) - 1)]
-    axes.barh(places, means, xerr=spreads, color=colours, ecolor="black", capsize=4, height=0.6)
-    for place, row in zip(places, rows, strict=True):
-        axes.plot([100 * value for value in row.last], [place] * len(row.last), "o", color="black", markersize=3)
+    colours = ["#1b7837", *["#555555"] * (len(rows) - 1)]
+    for place, row, colour in zip(places, rows, colours, strict=True):
+        spread = 100 * (row.spread or 0.0)
+        axes.errorbar(100 * row.mean, place, xerr=spread, fmt="D", color=colour, capsize=5, markersize=6)
+        each = [100 * value for value in row.last]
+        axes.plot(each, [place + 0.22] * len(each), "o", color=colour, markersize=3, alpha=0.6)
     axes.set_yticks(places, [row.label for row in rows])
     axes.invert_yaxis()
-    values = [100 * value for row in rows for value in row.last]
-    # The differences are small beside the values: the axis starts below the lowest one, and says so.
-    lowest = max(0.0, 5 * math.floor((min(values) - 5) / 5))
-    axes.set_xlim(lowest, min(100.0, max(values) + 3))
-    axes.set_xlabel(f"held-out mean IoU at the last step, percent (axis from {lowest:.0f})")
+    axes.margins(y=0.12)
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("held-out mean IoU at the last step, percent (mean ± sd, each seed)")
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as temporary:

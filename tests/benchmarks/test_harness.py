@@ -116,4 +116,4 @@ def test_every_case_of_a_level_is_right(level: str) -> None:
         truth = [t.double() for t in built.truth()]
         for variant in built.variants:
             if variant.checked and "compiled" not in variant.name:
-                assert harness._error(variant, truth, built) <= built.tolerance
+                assert harness._error(variant, truth, built, built.tolerance) <= built.tolerance

@@ -73,7 +73,8 @@ class Mask2Former(SegmentationModel):
         if self.training:
             return output
         classes, masks = (layers[-1].to(torch.promote_types(layers[-1].dtype, torch.float32)) for layers in output)
-        scores = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+        with torch.autocast(images.device.type, enabled=False):
+            scores = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
         return enlarged(scores, images).clamp_min(_SMALLEST_SCORE).log()
 
     def training_loss(self, loss: nn.Module) -> nn.Module:

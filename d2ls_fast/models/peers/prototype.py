@@ -63,7 +63,8 @@ class ClassPrototypes(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Unit embeddings ``[B, C, h, w]`` -> scores ``[B, K, h, w]``."""
         directions = F.normalize(self.means, dim=1).to(pixels.dtype)
-        return self.scale * torch.einsum("bchw,kc->bkhw", pixels, directions)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.scale * torch.einsum("bchw,kc->bkhw", pixels, directions)
 
     @torch.no_grad()
     def learn(self, pixels: Tensor, target: Tensor, ignore_index: int = 255) -> None:
@@ -78,7 +79,8 @@ class ClassPrototypes(nn.Module):
         below, right = _STRIDE * pixels.shape[2] - target.shape[1], _STRIDE * pixels.shape[3] - target.shape[2]
         members = F.pad((labels == classes).float(), (0, right, 0, below))
         weights = F.avg_pool2d(members, _STRIDE)
-        sums = torch.einsum("bkhw,bchw->kc", weights, pixels.float())
+        with torch.autocast(pixels.device.type, enabled=False):
+            sums = torch.einsum("bkhw,bchw->kc", weights, pixels.to(weights.dtype))
         sums, totals = sum_over_processes([sums, weights.sum((0, 2, 3))])
         seen = (totals > 0).unsqueeze(1)
         kept = (self.appearances / (10 + self.appearances)).clamp_max(0.99).unsqueeze(1)

@@ -38,6 +38,7 @@ def test_the_loss_of_a_perfect_answer_is_nothing_and_of_a_wrong_one_is_much() ->
 def test_ignored_pixels_are_no_class_and_an_image_without_labels_takes_no_part() -> None:
     target = torch.zeros(2, 64, 64, dtype=torch.int64)
     target[:, :, 32:] = 1
+    target[0, :8] = 255
     loss, output = SetLoss(Mask2FormerConfig(num_labels=3)), perfect(target, 3)
     torch.manual_seed(0)
     alone, _ = loss(QueryOutput(*(tuple(layer[:1] for layer in part) for part in output)), target[:1])

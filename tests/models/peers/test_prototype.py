@@ -45,6 +45,16 @@ def test_scores_are_scaled_cosines_and_no_gradient_reaches_the_prototypes() -> N
     assert list(prototypes.parameters()) == []
 
 
+def test_means_and_scores_keep_their_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    prototypes, (pixels, target) = ClassPrototypes(2, 8), pixels_and_labels()
+    with torch.autocast("cpu", torch.bfloat16):
+        prototypes.learn(pixels, target)
+        scores = prototypes(pixels)
+    torch.testing.assert_close(prototypes.means[0], masked_mean(pixels, target, 0))
+    assert scores.dtype is torch.float32
+
+
 def test_labels_that_are_all_ignored_change_nothing() -> None:
     prototypes, (pixels, target) = ClassPrototypes(2, 8), pixels_and_labels()
     before = prototypes.means.clone()
