@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from d2ls_fast.cli.evaluate import MERGES, PRESETS
+
 
 class Device(str, Enum):
     """Where the model runs."""
@@ -30,12 +32,16 @@ def predict(
     output: Annotated[Path, typer.Option("--output", help="folder for the maps")],
     window: Annotated[int, typer.Option("--window", help="side of a window in model pixels")] = 512,
     overlap: Annotated[int, typer.Option("--overlap", help="pixels that neighbouring windows share at least")] = 64,
-    batch: Annotated[int, typer.Option("--batch", help="windows per model call")] = 4,
+    batch: Annotated[int, typer.Option("--batch", help="windows, or augmented views of them, per model call")] = 4,
     confidence: Annotated[bool, typer.Option("--confidence", help="also write the labels' probability")] = False,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="write the coloured picture")] = True,
     nodata: Annotated[
         float | None, typer.Option("--nodata", help="value of pixels without data, if undeclared")
     ] = None,
+    tta: Annotated[str, typer.Option("--tta", help="test-time augmentation of every window", metavar=PRESETS)] = "none",
+    tta_merge: Annotated[
+        str, typer.Option("--tta-merge", help="what the mean over its passes is taken of", metavar=MERGES)
+    ] = "logits",
     device: Annotated[Device, typer.Option("--device", help="where the model runs")] = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="of the model's products")] = Precision.fp32,
 ) -> None:
@@ -58,7 +64,7 @@ def predict(
     dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}[precision]
     scenes = find_scenes(inputs)
     model, card = load_checkpoint(checkpoint)
-    predictor = Predictor(model, card, target, dtype, window, overlap, batch)
+    predictor = Predictor(model, card, target, dtype, window, overlap, batch, tta, tta_merge)
     for scene in scenes:
         check_scene(scene, card.bands)
     writable_folder(output, "--output")

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from d2ls_fast.errors import UserError
 from d2ls_fast.inference.mosaic import NODATA, LabelRows, Mosaic
 from d2ls_fast.inference.sources import ArraySource, Source, has_data
+from d2ls_fast.inference.tta import TTA
 from d2ls_fast.inference.windows import window_starts
 from d2ls_fast.models.checkpoint import ModelCard
 
@@ -37,7 +37,13 @@ class Predictor:
         dtype: ``torch.float32``, or ``torch.bfloat16`` / ``torch.float16`` for mixed precision.
         window: side of a window in model pixels, at least 32.
         overlap: pixels that neighbouring windows share at least.
-        batch: windows per model call.
+        batch: windows per model call, and views of windows under test-time augmentation.
+        tta: a preset of :data:`~d2ls_fast.inference.tta.PRESETS`, applied to every window; its scales are on top of the
+            card's.
+        tta_merge: the mean is taken of ``logits`` or of ``probabilities``.
+
+    Raises:
+        UserError: an option outside its range, an unknown ``tta`` or ``tta_merge``, or more than 255 classes.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class Predictor:
         window: int = 512,
         overlap: int = 64,
         batch: int = 4,
+        tta: str = "none",
+        tta_merge: str = "logits",
     ) -> None:
         if window < SMALLEST:
             raise UserError(f"window {window} must be at least {SMALLEST} pixels")
@@ -60,6 +68,7 @@ class Predictor:
         self.device = torch.device(device)
         self.model, self.card, self.dtype = model.to(self.device).eval(), card, dtype
         self.window, self.overlap, self.batch = window, overlap, batch
+        self.tta = TTA(tta, tta_merge, batch)
         self._mean = torch.tensor(card.mean, dtype=torch.float32, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(card.std, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
@@ -146,16 +155,11 @@ class Predictor:
         return (values - self._mean) / self._std
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities float32 ``[B, K, h, w]`` of normalised windows; below 32 pixels the edge is repeated."""
-        height, width = images.shape[-2:]
-        below, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
-        if below or right:
-            images = pad(images, (0, right, 0, below), mode="replicate")
+        """Class probabilities float32 ``[B, K, h, w]`` of normalised windows."""
         mixed = self.dtype != torch.float32
         try:
             with torch.autocast(self.device.type, dtype=self.dtype if mixed else None, enabled=mixed):
-                logits: Tensor = self.model(images)
-            return logits.float().softmax(dim=1)[..., :height, :width]
+                return self.tta(self.model, images).float().softmax(dim=1)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"the device ran out of memory with {len(images)} windows of {self.window} pixels; "

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2ls_fast.data import Item
 from d2ls_fast.errors import UserError
-from d2ls_fast.models.base import SegmentationModel
+from d2ls_fast.inference.tta import TTA
+from d2ls_fast.models.base import SegmentationModel, evaluating
 from d2ls_fast.models.checkpoint import ModelCard
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.gallery import Gallery
@@ -30,6 +31,7 @@ def evaluate_model(
     workers: int = 0,
     progress: Callable[[], None] | None = None,
     gallery: Gallery | None = None,
+    tta: TTA | None = None,
 ) -> Scores:
     """Predict every item of ``dataset`` whole, one by one, and score all pixels in one confusion matrix.
 
@@ -40,9 +42,10 @@ def evaluate_model(
         precision: "32", "bf16" or "fp16": the type under autocast.
         progress: called after every item.
         gallery: is shown every item with its prediction.
+        tta: test-time augmentation; none by default.
     """
     matrix = ConfusionMatrix(num_classes, exclude=exclude)
-    for item, labels in predictions(model, dataset, device, precision, workers):
+    for item, labels in predictions(model, dataset, device, precision, workers, tta):
         matrix.update(labels, item["label"].to(device))
         if gallery is not None:
             gallery.add(item["image"][0], item["label"][0], labels[0].cpu(), item["name"][0])
@@ -57,13 +60,30 @@ def predictions(
     device: str | torch.device = "cpu",
     precision: str = "32",
     workers: int = 0,
+    tta: TTA | None = None,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Every item of ``dataset``, as a batch of one, with its predicted labels [1, h, w] on ``device``."""
+    """Every item of ``dataset``, as a batch of one, with its predicted labels [1, h, w] on ``device``.
+
+    Raises:
+        UserError: the device ran out of memory under test-time augmentation.
+    """
     model.to(device)
     for item in DataLoader(dataset, batch_size=1, num_workers=workers):
         with autocast(device, precision):
-            labels = model.predict(item["image"].to(device))
+            images = item["image"].to(device)
+            labels = model.predict(images) if tta is None or tta.passes == 1 else _merged(model, images, tta)
         yield item, labels
+
+
+def _merged(model: SegmentationModel, images: Tensor, tta: TTA) -> Tensor:
+    try:
+        with evaluating(model), torch.no_grad():
+            return tta(model, images).argmax(1)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--tta {tta.name}: the device ran out of memory with up to {tta.batch} views of an image of"
+            f" {images.shape[-2]} x {images.shape[-1]} pixels; give a smaller --tta-batch, or --tta none"
+        ) from None
 
 
 def autocast(device: str | torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from d2ls_fast.data import DataSplits
 from d2ls_fast.data.published import PublishedDataset
 from d2ls_fast.errors import UserError
+from d2ls_fast.inference.tta import TTA
 from d2ls_fast.models.checkpoint import ModelCard
 from d2ls_fast.training.config import TrainSettings
 
@@ -19,11 +20,12 @@ _FOLDER = {
 }
 
 
-def describe(settings: TrainSettings, data: DataSplits) -> list[str]:
+def describe(settings: TrainSettings, data: DataSplits, tta: TTA | None = None) -> list[str]:
     """Lines for people: the protocol, what trains and scores, and what the scores may be compared with."""
+    how = f"scores here are {tta or TTA()}"
     source = settings.data.published
     if source is None:
-        return [_FOLDER[settings.protocol]]
+        return [_FOLDER[settings.protocol], how]
     subsets = source.subsets(settings.protocol)
     images = {"train": len(data.train.pairs), "val": len(data.val.pairs), "test": len(data.test.pairs)}
     parts = [
@@ -33,8 +35,7 @@ def describe(settings: TrainSettings, data: DataSplits) -> list[str]:
     ]
     lines = [f"protocol {settings.protocol}: " + ", ".join(parts)]
     lines += [f"note: {note}" for note in _notes(settings, source, images)]
-    lines.append(_comparison(settings, source))
-    return lines
+    return [*lines, _comparison(settings, source), how]
 
 
 def check_protocol(card: ModelCard, checkpoint: Path, settings: TrainSettings, origin: str) -> None:
@@ -73,7 +74,7 @@ def _comparison(settings: TrainSettings, source: PublishedDataset) -> str:
     if not source.figures:
         return f"compare with models of the same splits; the authors of D2LS published no score on {source.title}"
     if settings.protocol == "paper":
-        return f"compare with the published {source.figures}; scores here are without test-time augmentation"
+        return f"compare with the published {source.figures}"
     return f"compare with models trained on train alone and chosen on val; not with the published {source.figures}"
 
 

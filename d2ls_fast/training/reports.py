@@ -95,7 +95,7 @@ def write_evaluation_page(
 ) -> None:
     """Write the page of an evaluation; ``result`` is what its JSON file holds."""
     Page(
-        title=f"{settings.name}: {result['split']}",
+        title=f"{settings.name}: {path.stem}",
         subtitle=f"Scores of {result['checkpoint']} on the {result['items']} items of the split {result['split']!r}.",
         facts={
             "checkpoint": result["checkpoint"],

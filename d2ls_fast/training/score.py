@@ -13,6 +13,7 @@ from d2ls_fast.data.folder import common_bands
 from d2ls_fast.data.splits import split_pairs
 from d2ls_fast.errors import UserError
 from d2ls_fast.files import writable_folder, write_json
+from d2ls_fast.inference.tta import TTA
 from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import check_card, evaluate_model, excluded_indices, pick_device
@@ -28,15 +29,18 @@ def score_checkpoint(
     output: Path | None,
     origin: str,
     console: Console | None = None,
+    tta: TTA | None = None,
 ) -> dict[str, Any]:
     """Score ``checkpoint`` on the images of ``split``; print the tables, write ``<split>.json``, .png and .html.
 
+    With test-time augmentation the files are called ``<split>-<preset>``, so that both scores can stand side by side.
     Images are normalised as the checkpoint says, not as the recipe says.
 
     Args:
         split: ``val`` or ``test``.
         output: folder for the files; ``evaluation`` beside the checkpoint by default.
         origin: the recipe's name, for messages.
+        tta: test-time augmentation; none by default.
 
     Returns:
         What the JSON file holds.
@@ -44,7 +48,7 @@ def score_checkpoint(
     Raises:
         UserError: a bad checkpoint or one of another model, bad data, no image in the split, an unwritable folder.
     """
-    console = console or Console()
+    console, tta = console or Console(), tta or TTA()
     device = pick_device(settings)
     exclude = excluded_indices(settings)
     model, card = load_checkpoint(checkpoint, device)
@@ -72,23 +76,26 @@ def score_checkpoint(
             settings.workers,
             lambda: bar.advance(task),
             gallery,
+            tta,
         )
-    protocol = describe(settings, data)
+    protocol = describe(settings, data, tta)
     if card.dataset != settings.data.dataset:
         trained_on = f"dataset: {card.dataset}" if card.dataset else "an unknown data set"
         protocol.append(f"note: the checkpoint was trained on {trained_on}; it may have seen the images scored here")
     result: dict[str, Any] = {"checkpoint": str(checkpoint), "recipe": origin, "split": split, "items": len(dataset)}
+    result["tta"] = {"preset": tta.name, "merge": tta.merge, "passes": tta.passes}
     result["protocol"] = protocol
     result |= scores_to_json(scores, data.classes)
-    write_json(folder / f"{split}.json", result)
-    title = f"{checkpoint.name} on {split}: mean IoU {100 * scores.mean_iou:.1f} %"
-    save_matrix_picture(folder / f"{split}.png", scores, data.classes, title)
-    console.print(score_table(scores, data.classes, f"{checkpoint} on {split}"))
+    name = split if tta.passes == 1 else f"{split}-{tta.name}"
+    write_json(folder / f"{name}.json", result)
+    title = f"{checkpoint.name} on {name}: mean IoU {100 * scores.mean_iou:.1f} %"
+    save_matrix_picture(folder / f"{name}.png", scores, data.classes, title)
+    console.print(score_table(scores, data.classes, f"{checkpoint} on {name}"))
     console.print(matrix_table(scores, data.classes))
     for line in protocol:
         console.print(line, highlight=False, soft_wrap=True)
-    page = folder / f"{split}.html"
+    page = folder / f"{name}.html"
     write_evaluation_page(page, result, settings, data, scores, gallery, device)
-    written = f"{folder / f'{split}.json'}, {folder / f'{split}.png'}, {page}"
+    written = f"{folder / f'{name}.json'}, {folder / f'{name}.png'}, {page}"
     console.print(f"written: {written}", highlight=False, soft_wrap=True)
     return result

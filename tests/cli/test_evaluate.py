@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tiny_recipe import write_images, write_recipe
 from typer.testing import CliRunner
 
 from d2ls_fast.cli.main import app
+from d2ls_fast.inference.tta import PRESETS, Merge
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +70,36 @@ def test_wrong_calls_end_in_one_line(trained: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_split_is_wrong_usage(trained: Path) -> None:
     assert run(trained, "--split", "everything")[0] == 2
+
+
+def test_augmented_scores_stand_beside_the_plain_ones(trained: Path, tmp_path: Path) -> None:
+    assert run(trained, "--output", tmp_path)[0] == 0
+    plain = json.loads((tmp_path / "val.json").read_text())
+    status, shown, message = run(
+        trained, "--output", tmp_path, "--tta", "flips-scales-8", "--tta-merge", "probabilities", "--tta-batch", 2
+    )
+    assert status == 0, message
+    used = "scores here are with test-time augmentation flips-scales-8 (8 passes, mean of probabilities)"
+    assert used in shown and "without test-time augmentation" not in shown
+    result = json.loads((tmp_path / "val-flips-scales-8.json").read_text())
+    assert result["tta"] == {"preset": "flips-scales-8", "merge": "probabilities", "passes": 8}
+    assert used in result["protocol"] and result["matrix"] != plain["matrix"]
+    assert sum(map(sum, result["matrix"])) == sum(map(sum, plain["matrix"]))
+    assert plain["tta"]["passes"] == 1 and "scores here are without test-time augmentation" in plain["protocol"]
+    assert json.loads((tmp_path / "val.json").read_text()) == plain
+    assert used in (tmp_path / "val-flips-scales-8.html").read_text()
+
+
+def test_an_unknown_augmentation_is_refused(trained: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "out")
+    assert "tta 'flips-scales': no such preset; did you mean" in refused(trained, *output, "--tta", "flips-scales")
+    assert "did you mean flips-rot90-scales" in refused(trained, *output, "--tta", "flip-rot90-scales")
+    assert "take logits or probabilities" in refused(trained, *output, "--tta", "flips", "--tta-merge", "mean")
+    assert "tta batch 0" in refused(trained, *output, "--tta", "flips", "--tta-batch", 0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_help_names_every_augmentation(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+    assert f"--tta {'|'.join(PRESETS)}" in shown and f"--tta-merge {'|'.join(get_args(Merge))}" in shown

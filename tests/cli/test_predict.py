@@ -99,6 +99,27 @@ def test_options_reach_the_predictor(checkpoint: Path, images: Path, tmp_path: P
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["scene_labels.tif"]
 
 
+def test_augmentation_reaches_the_model(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    maps = {}
+    for name, options in (("plain", ()), ("logits", ()), ("probabilities", ("--tta-merge", "probabilities"))):
+        options = (*options, *(("--tta", "flips-rot90-scales") if name != "plain" else ()))
+        result = run(
+            "--checkpoint", checkpoint, images / "scene.tif", "--output", tmp_path / name, *options, "--confidence"
+        )
+        assert result.exit_code == 0, result.output
+        with rasterio.open(tmp_path / name / "scene_confidence.tif") as confidence:
+            maps[name] = confidence.read(1)
+    differences = [
+        np.abs(maps[name] - maps[other]).max() for name, other in (("plain", "logits"), ("logits", "probabilities"))
+    ]
+    assert min(differences) > 1e-6, differences
+
+
+def test_an_unknown_augmentation_is_refused(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    line = refused(tmp_path / "maps", "--checkpoint", checkpoint, images, "--tta", "flip")
+    assert "tta 'flip': no such preset; did you mean flips?" in line
+
+
 def test_a_missing_input_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     line = refused(tmp_path / "maps", "--checkpoint", checkpoint, tmp_path / "none.tif")
     assert "none.tif: no such file or folder" in line

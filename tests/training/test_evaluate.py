@@ -17,11 +17,12 @@ from tiny_recipe import CLASSES, write_images, write_recipe
 from d2ls_fast.config import load_settings
 from d2ls_fast.data import build_datasets
 from d2ls_fast.errors import UserError
+from d2ls_fast.inference.tta import TTA
 from d2ls_fast.models.checkpoint import load_checkpoint, save_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.evaluate import evaluate_model, pick_device
 from d2ls_fast.training.fit import fit
-from d2ls_fast.training.metrics import scores_from_matrix
+from d2ls_fast.training.metrics import ConfusionMatrix, scores_from_matrix
 from d2ls_fast.training.report import matrix_table, save_matrix_picture, score_table, scores_to_json
 from d2ls_fast.training.score import score_checkpoint
 
@@ -71,6 +72,31 @@ def test_every_item_is_predicted_whole(trained: Path) -> None:
                 matrix[truth, predicted] += int(((item["label"] == truth) & (guess == predicted)).sum())
     assert scores.matrix == matrix.tolist()
     assert len(items) == len(dataset) == 3
+
+
+def test_augmented_labels_come_from_the_merged_scores(trained: Path) -> None:
+    model, _ = load_checkpoint(trained / "run/best.safetensors")
+    dataset = build_datasets(load_settings(TrainSettings, trained / "recipe.yaml").data).val
+    matrix = ConfusionMatrix(2)
+    with torch.no_grad():
+        for item in (dataset[index] for index in range(len(dataset))):
+            image = item["image"][None]
+            views = [model(image.flip(dims)).flip(dims) for dims in ((), (-1,), (-2,), (-2, -1))]
+            matrix.update(sum(views).argmax(1), item["label"][None])  # type: ignore[union-attr]
+    model.train()
+    assert evaluate_model(model, dataset, 2, tta=TTA("flips")).matrix == matrix.matrix.tolist()
+    assert model.training
+
+
+def test_a_device_without_memory_for_the_views_is_reported(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    model, _ = load_checkpoint(trained / "run/best.safetensors")
+    monkeypatch.setattr(model, "forward", full)
+    dataset = build_datasets(load_settings(TrainSettings, trained / "recipe.yaml").data).val
+    with pytest.raises(UserError, match="up to 4 views of an image of 48 x 48 pixels; give a smaller --tta-batch"):
+        evaluate_model(model, dataset, 2, tta=TTA("flips"))
 
 
 def _resave(trained: Path, path: Path, **changes: Any) -> Path:

@@ -26,7 +26,7 @@ def test_loveda(tmp_path: Path) -> None:
     paper, honest = said("loveda", "paper", root), said("loveda", "honest", root)
     assert "protocol paper: train = LoveDA train+val (6 images), val = LoveDA val (2 images)" in paper
     assert "val lies inside the training images" in paper and "compare with the published mean IoU 55.3" in paper
-    assert "without test-time augmentation" in paper and "published with 4191 images" in paper
+    assert "scores here are without test-time augmentation" in paper and "published with 4191 images" in paper
     assert "not with the published mean IoU 55.3" in honest and "inside the training" not in honest
     assert "labels of LoveDA's test images are not public" in honest
 
