@@ -99,6 +99,7 @@ def test_the_golden_head_in_a_whole_checkpoint_round_trips_bit_for_bit(tmp_path:
     net = numbered("convnext_base")
     state = {f"net.backbone.{key}": value for key, value in net.state_dict().items()}
     state |= {f"net.{key}": value for key, value in head.items()}
+    state["net.decoder.interactor.layers.2.self_attn.q_proj.weight"] = torch.randn(256, 256)
     path = tmp_path / "official.ckpt"
     torch.save({"epoch": 29, "state_dict": state, "lr_schedulers": [{"last_lr": [1e-6]}]}, path)
     model = d2.load_official(path, backbone="convnext_base")
