@@ -1,8 +1,9 @@
 """torchvision's classification networks as backbones: those of the D2LS release, exactly as it uses them.
 
-timm's networks of the same names differ in what a released checkpoint's features depend on: SwinV2's padding and window
-shifts, EfficientNetV2-M's padding, normalisation constant and last map, stochastic depth while training. Here the
-modules are torchvision's own, so its weights and the release's mean what they meant there.
+timm's networks of the same names differ in what a released checkpoint's features depend on: the window shifts of Swin
+and SwinV2 on maps of a single window; EfficientNetV2-M's padding or normalisation constant and its last map, of 512
+channels instead of 1280; stochastic depth while training. Here the modules are torchvision's own, so its weights and
+the release's mean what they meant there.
 """
 
 from __future__ import annotations
