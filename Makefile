@@ -49,7 +49,7 @@ sanitize: $(READY)
 	for isa in portable avx2 avx512 best; do \
 	  echo "instruction set: $$isa"; \
 	  D2LS_FAST_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest --capture=sys tests/ops tests/models/test_golden.py -k "not compile and not triton and not fifty" || exit 1; \
+	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest --capture=sys tests/ops tests/models/test_golden.py -n auto --maxprocesses 4 -k "not compile and not triton and not fifty and not instruction and not 16384" || exit 1; \
 	done
 
 # The wheel is compiled against this environment's torch and installed beside another one. Only PyTorch and what the layers

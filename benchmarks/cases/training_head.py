@@ -56,7 +56,9 @@ def cases(sizes: Sizes) -> list[Case]:
     ]
     wide = [f.double() for f in features]
     truth = under("reference", with_backward(copy.deepcopy(head).double(), to_the_loss(_two_interactions), wide))
-    return [Case("training head to the loss, forward + backward", str(sizes), truth, variants, TOLERANCE[sizes.dtype])]
+    # The gradient passes through every part, each of which rounds: in half precision that adds up.
+    tolerance = TOLERANCE[sizes.dtype] * (1 if sizes.dtype == torch.float32 else 3)
+    return [Case("training head to the loss, forward + backward", str(sizes), truth, variants, tolerance)]
 
 
 def _two_interactions(head: D2LSHead, maps: Sequence[Tensor]) -> D2LSOutput:
