@@ -23,6 +23,7 @@ from d2ls_fast.errors import UserError
 if TYPE_CHECKING:
     from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
     from d2ls_fast.models.head import D2LSHead, D2LSOutput
+    from d2ls_fast.models.load_official import load_official
     from d2ls_fast.models.model import D2LS, create_model
 
 # Imported when first asked for: whole models need timm and torchvision, the layers and operators need PyTorch alone.
@@ -33,6 +34,7 @@ _MODELS = {
     "ModelCard": "checkpoint",
     "create_model": "model",
     "load_checkpoint": "checkpoint",
+    "load_official": "load_official",
     "save_checkpoint": "checkpoint",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "backends",
     "create_model",
     "load_checkpoint",
+    "load_official",
     "nn",
     "ops",
     "save_checkpoint",

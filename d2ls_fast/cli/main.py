@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from d2ls_fast.cli.ablate import ablate
 from d2ls_fast.cli.bench import bench
+from d2ls_fast.cli.convert import convert
 from d2ls_fast.cli.data import data
 from d2ls_fast.cli.evaluate import evaluate
 from d2ls_fast.cli.info import info
@@ -68,7 +69,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, evaluate, predict, bench, ablate, info):
+for command in (train, evaluate, predict, bench, ablate, convert, info):
     app.command()(command)
 app.add_typer(data)
 

@@ -33,8 +33,8 @@ def build_model(
     """Build the network ``name``: ``d2ls``, ``segformer``, ``upernet``, ``mask2former`` or ``prototype``.
 
     Args:
-        backbone: a timm model with maps at strides 4, 8, 16 and 32; SegFormer also takes its own, ``mit_b0`` ..
-            ``mit_b5``.
+        backbone: a timm model with maps at strides 4, 8, 16 and 32, or ``torchvision:NAME`` for one that the D2LS
+            release uses; SegFormer also takes its own, ``mit_b0`` .. ``mit_b5``.
         num_classes: K >= 1.
         in_chans: bands of the images.
         pretrained: False, or the path of a local file with the backbone's weights (True: timm downloads them).

@@ -1,8 +1,10 @@
-"""The whole model: any timm backbone with four maps, and the D2LS head."""
+"""The whole model: any backbone with four maps, and the D2LS head."""
 
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from torch import Tensor
 from d2ls_fast.errors import UserError
 from d2ls_fast.models.backbones import Backbone, nearest
 from d2ls_fast.models.base import SegmentationModel
+from d2ls_fast.models.create_backbone import create_backbone
 from d2ls_fast.models.head import D2LSHead, D2LSOutput
+from d2ls_fast.models.torchvision_backbones import TorchvisionBackbone
 from d2ls_fast.nn.classifier import PixelScores
 
 
@@ -24,7 +28,7 @@ class D2LS(SegmentationModel):
         config: the arguments of :func:`create_model` that rebuild this model, plain JSON values.
     """
 
-    def __init__(self, backbone: Backbone, head: D2LSHead, config: dict[str, Any]) -> None:
+    def __init__(self, backbone: Backbone | TorchvisionBackbone, head: D2LSHead, config: dict[str, Any]) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -59,6 +63,14 @@ class D2LS(SegmentationModel):
         height, width = images.shape[-2:]
         return self.head.predict(self.backbone(self.padded(images)), (height, width), return_confidence)
 
+    def to_official_state_dict(
+        self, like: Mapping[str, Tensor] | str | os.PathLike[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The weights under the release's names; see :func:`~d2ls_fast.models.load_official.export_official`."""
+        from d2ls_fast.models.load_official import export_official  # which builds models with this module
+
+        return export_official(self, like)
+
 
 def create_model(
     backbone: str,
@@ -68,10 +80,11 @@ def create_model(
     pretrained: bool | str | Path = False,
     **head_options: Any,
 ) -> D2LS:
-    """Build D2LS on a timm backbone.
+    """Build D2LS on a timm backbone, or on one of torchvision's.
 
     Args:
-        backbone: a timm model with feature maps at strides 4, 8, 16 and 32.
+        backbone: a timm model with feature maps at strides 4, 8, 16 and 32, or ``torchvision:NAME`` for one that the
+            release uses (:data:`~d2ls_fast.models.torchvision_backbones.ARCHITECTURES`).
         num_classes: K >= 1.
         in_chans: bands of the images; pretrained RGB weights are spread over them.
         stages: interaction stages L.
@@ -85,7 +98,7 @@ def create_model(
     for name in head_options:
         if name not in known:
             raise UserError(f"model option {name!r} is unknown; {nearest(name, known)}")
-    features = Backbone(backbone, in_chans=in_chans, pretrained=pretrained)
+    features = create_backbone(backbone, in_chans, pretrained)
     try:
         head = D2LSHead(features.channels, num_classes, stages=stages, **head_options)
     except ValueError as error:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_fast.errors import UserError
-from d2ls_fast.models.weights import read_state_dict, unwrap_state_dict
+from d2ls_fast.models.weights import fitting, put, read_state_dict, unwrap_state_dict
+
+PREFIX = "net."
+"""What Lightning puts in front of every key."""
+
+ORIGIN = "official state dict"
+"""What a state dict that is not from a file is called in messages."""
 
 # Present in released checkpoints, never used in the forward pass.
 _DEAD = re.compile(r"decoder\.interactor\.layers\.\d+\.(self_attn|mlp|norm1|norm3)\.")
@@ -70,42 +76,41 @@ def official_name(name: str) -> str:
     raise KeyError(name)
 
 
-def load(head: nn.Module, source: Mapping[str, Tensor] | str | os.PathLike[str]) -> LoadReport:
+def load(
+    head: nn.Module, source: Mapping[str, Tensor] | str | os.PathLike[str], origin: str | None = None
+) -> LoadReport:
     """Copy a released state dict into ``head``, whole or not at all.
 
     Args:
         head: a :class:`~d2ls_fast.models.head.D2LSHead`.
         source: the state dict or a file that holds one, a Lightning checkpoint as well; with or without the prefix
             ``net.``, with or without the backbone. Values are cast to the head's dtype.
+        origin: what messages call the source; None for the file's own path.
 
     Raises:
         UserError: a key is missing or has another shape, or the checkpoint's forward pass has parts this head lacks.
     """
-    from_file = isinstance(source, (str, os.PathLike))
-    origin = str(source) if from_file else "official state dict"
-    given = read_state_dict(source) if from_file else unwrap_state_dict(source, origin)  # type: ignore[arg-type]
-    theirs = {key.removeprefix("net."): key for key in given}
-    updates: list[tuple[Tensor, Tensor]] = []
-    used: list[str] = []
-    for name, ours in head.state_dict(keep_vars=True).items():
-        key = official_name(name)
-        if key not in theirs:
-            raise UserError(f"{origin}: key {key!r} is missing; it is not a D2LS checkpoint with this head's options")
-        value = given[theirs[key]]
-        shape = _official_shape(key, ours)
-        if value.shape != shape:
-            raise UserError(
-                f"{origin}: key {key!r} has shape {list(value.shape)}, this head needs {list(shape)};"
-                " create the head with the checkpoint's channels, classes and sizes"
-            )
-        updates.append((ours, value.reshape(ours.shape)))
-        used.append(theirs[key])
-    report = _sort(theirs, set(used))
+    given, name = read(source)
+    origin = origin or name
+    theirs = {key.removeprefix(PREFIX): key for key in given}
+    bare = {key: given[full] for key, full in theirs.items()}
+    remedy = "it is not a D2LS checkpoint with this head's options: channels, classes, sizes"
+    pairs = fitting(head, bare, official_name, origin, "this head", remedy, official_shape)
+    report = _sort(theirs, {theirs[key] for key in pairs})
     _refuse_other_forward(origin, {key for key, full in theirs.items() if full in report.unexpected})
-    with torch.no_grad():
-        for ours, value in updates:
-            ours.copy_(value)
+    put(pairs.values())
     return report
+
+
+def read(source: Mapping[str, Tensor] | str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a state dict, a training checkpoint or a file that holds one, and what to call it in messages.
+
+    Raises:
+        UserError: the file cannot be read, or there are no tensors.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read_state_dict(source), str(source)
+    return unwrap_state_dict(source, ORIGIN), ORIGIN
 
 
 def export(head: nn.Module) -> dict[str, Tensor]:
@@ -113,11 +118,12 @@ def export(head: nn.Module) -> dict[str, Tensor]:
     exported = {}
     for name, tensor in head.state_dict().items():
         key = official_name(name)
-        exported[key] = tensor.reshape(_official_shape(key, tensor))
+        exported[key] = tensor.reshape(official_shape(key, tensor))
     return exported
 
 
-def _official_shape(key: str, ours: Tensor) -> torch.Size:
+def official_shape(key: str, ours: Tensor) -> torch.Size:
+    """The released shape of the weight that ``key`` names there."""
     return torch.Size((*ours.shape, 1, 1)) if key.endswith(_CONVOLUTIONS) else ours.shape
 
 
@@ -137,6 +143,11 @@ def _refuse_other_forward(origin: str, unexpected: set[str]) -> None:
     """Keys that change the outputs must not be dropped with a mere note in the report."""
     if "aggregator.bias" in unexpected:
         raise UserError(f"{origin}: key 'aggregator.bias' needs a head created with neck_bias=True")
+    if any(key.startswith("decoder.output_head.") for key in unexpected):
+        raise UserError(
+            f"{origin}: key 'decoder.output_head.weight' is of a variant with an output layer of its own (has_conv or"
+            " last_line), which this head does not have; use a checkpoint trained without"
+        )
     stages = [int(match.group(1)) for key in unexpected if (match := _STAGE.match(key))]
     if stages:
         raise UserError(

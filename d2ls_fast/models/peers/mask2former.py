@@ -21,8 +21,8 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerTransformerModule,
 )
 
-from d2ls_fast.models.backbones import Backbone
 from d2ls_fast.models.base import SegmentationModel
+from d2ls_fast.models.create_backbone import create_backbone
 from d2ls_fast.models.peers.peer import enlarged
 
 _SMALLEST_SCORE = 1e-12  # keeps the logarithm finite in float32
@@ -158,7 +158,7 @@ def build(
     """
     if embed_dim % 32 or embed_dim % num_heads:
         raise ValueError(f"mask2former needs embed_dim divisible by 32 and by num_heads, got {embed_dim}, {num_heads}")
-    features = Backbone(backbone, in_chans, pretrained)
+    features = create_backbone(backbone, in_chans, pretrained)
     config = Mask2FormerConfig(
         feature_size=embed_dim,
         mask_feature_size=embed_dim,

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from d2ls_fast.models.backbones import Backbone
 from d2ls_fast.models.base import SegmentationModel
+from d2ls_fast.models.create_backbone import create_backbone
 from d2ls_fast.models.peers.peer import enlarged
+from d2ls_fast.models.torchvision_backbones import TorchvisionBackbone
 from d2ls_fast.nn.distributed import sum_over_processes
 from d2ls_fast.nn.pyramid import PyramidNeck
 
@@ -92,7 +94,9 @@ class ClassPrototypes(nn.Module):
 class PrototypeNet(SegmentationModel):
     """Backbone, D2LS's pyramid neck, a pixel embedding and :class:`ClassPrototypes`."""
 
-    def __init__(self, backbone: Backbone, num_classes: int, embed_dim: int, config: dict[str, Any]) -> None:
+    def __init__(
+        self, backbone: Backbone | TorchvisionBackbone, num_classes: int, embed_dim: int, config: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = PyramidNeck(backbone.channels, embed_dim)
@@ -141,5 +145,5 @@ def build(
         embed_dim: C, of the neck and the embeddings.
     """
     arguments = {"backbone": backbone, "num_classes": num_classes, "in_chans": in_chans, "embed_dim": embed_dim}
-    features = Backbone(backbone, in_chans, pretrained)
+    features = create_backbone(backbone, in_chans, pretrained)
     return PrototypeNet(features, num_classes, embed_dim, {"name": "prototype", **arguments})

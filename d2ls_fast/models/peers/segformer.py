@@ -15,7 +15,7 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from transformers.utils import logging
 
 from d2ls_fast.errors import UserError
-from d2ls_fast.models.backbones import Backbone
+from d2ls_fast.models.create_backbone import create_backbone
 from d2ls_fast.models.peers.peer import Peer
 from d2ls_fast.models.weights import read_state_dict
 
@@ -95,7 +95,7 @@ def build(backbone: str, num_classes: int, in_chans: int, pretrained: bool | str
         backbone: ``mit_b0`` .. ``mit_b5``, or a timm model with maps at strides 4, 8, 16 and 32.
         embed_dim: channels of the head (256 with mit_b0 and mit_b1, 768 with the larger ones in the paper).
     """
-    kind = MixTransformer if backbone in MIX_TRANSFORMERS else Backbone
+    kind = MixTransformer if backbone in MIX_TRANSFORMERS else create_backbone
     features: Any = kind(backbone, in_chans, pretrained)
     config = SegformerConfig(hidden_sizes=features.channels, decoder_hidden_size=embed_dim, num_labels=num_classes)
     arguments = {"backbone": backbone, "num_classes": num_classes, "in_chans": in_chans, "embed_dim": embed_dim}

@@ -13,7 +13,7 @@ from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from d2ls_fast.errors import UserError
-from d2ls_fast.models.backbones import Backbone
+from d2ls_fast.models.create_backbone import create_backbone
 from d2ls_fast.models.peers.peer import Peer
 from d2ls_fast.nn.distributed import world_size
 
@@ -44,7 +44,7 @@ def build(
         embed_dim: channels of the head (512 in the paper).
         auxiliary: train a small convolutional head on the stride-16 map beside it.
     """
-    features = Backbone(backbone, in_chans, pretrained)
+    features = create_backbone(backbone, in_chans, pretrained)
     config = UperNetConfig(hidden_size=embed_dim, auxiliary_channels=embed_dim, num_labels=num_classes)
     arguments = {"backbone": backbone, "num_classes": num_classes, "in_chans": in_chans, "embed_dim": embed_dim}
     return Peer(
