@@ -49,6 +49,8 @@ def markdown(rows: Sequence[Row], settings: TrainSettings, command: str) -> str:
 
 def to_json(rows: Sequence[Row], settings: TrainSettings, command: str) -> dict[str, Any]:
     """Plain JSON values: every seed's scores beside the summary."""
+    described = settings.model_dump(mode="json", exclude={"output"})
+    described["data"].pop("root")  # the file is to be shown to others, whose folders are elsewhere
     return {
         "command": command,
         "versions": versions(),
@@ -66,7 +68,7 @@ def to_json(rows: Sequence[Row], settings: TrainSettings, command: str) -> dict[
             }
             for row in rows
         ],
-        "settings": settings.model_dump(mode="json", exclude={"output"}),
+        "settings": described,
     }
 
 
