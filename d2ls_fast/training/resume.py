@@ -25,15 +25,16 @@ def save_state(trainer: Trainer, folder: Path, keep_previous: bool) -> None:
     only ever changes by renaming, and between the two renames ``previous.ckpt`` is what :func:`find_state` finds.
     """
     path = folder / LAST_STATE
-    if not trainer.is_global_zero:
+    if trainer.is_global_zero:
+        with replacing(path) as temporary:
+            trainer.save_checkpoint(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # a name must not reach the disk before its contents
+            if keep_previous and path.exists():
+                os.replace(path, folder / PREVIOUS_STATE)
+    else:
         trainer.save_checkpoint(path)
-        return
-    with replacing(path) as temporary:
-        trainer.save_checkpoint(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a name must not reach the disk before its contents
-        if keep_previous and path.exists():
-            os.replace(path, folder / PREVIOUS_STATE)
+    trainer.strategy.barrier()  # nobody goes on, or ends, before the file has its name
 
 
 def find_state(folder: Path, previous: bool) -> Path:
