@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interpreted import Report, assert_within, run_cases
 
 from d2ls_fast.kernels import configs
 from d2ls_fast.kernels.fuse_pyramid import fuse_pyramid_forward
@@ -32,22 +29,17 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, dict[str, list[float]]]:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, str(CHILD)], capture_output=True, text=True, env=environment)
-    assert child.returncode == 0, child.stderr[-4000:]
-    result: dict[str, dict[str, list[float]]] = json.loads(child.stdout.splitlines()[-1])
-    return result
+def report() -> Report:
+    return run_cases(CHILD)
 
 
-def test_every_case_ran(report: dict[str, dict[str, list[float]]]) -> None:
+def test_every_case_ran(report: Report) -> None:
     assert list(report) == CASES
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_interpreted(report: dict[str, dict[str, list[float]]], case: str) -> None:
-    for name, (error, allowed) in report[case].items():
-        assert error <= allowed, f"{name}: error {error:.2e} exceeds {allowed:.2e}"
+def test_interpreted(report: Report, case: str) -> None:
+    assert_within(report[case])
 
 
 def test_every_architecture_has_every_tile() -> None:
