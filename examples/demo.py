@@ -108,7 +108,7 @@ def is_up_to_date(run: Path, settings: TrainSettings) -> bool:
 
 def draw_tiles(checkpoint: Path, data: DataSplits, split: Split, path: Path) -> Path:
     """Write held-out tiles beside their labels and the model's, those with the most classes first."""
-    predictor = Predictor(*load_checkpoint(checkpoint))
+    predictor = Predictor(checkpoint)
     mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (data.mean, data.std))
     items = sorted(getattr(data, split.value), key=lambda item: -len(item["label"].unique()))[:TILES_SHOWN]
     rows = []

@@ -24,16 +24,39 @@ class Precision(str, Enum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Blend(str, Enum):
+    """How overlapping windows share a pixel."""
+
+    cosine = "cosine"
+    gaussian = "gaussian"
+    none = "none"
 
 
 def predict(
     inputs: Annotated[list[str], typer.Argument(help="images, folders of images, or quoted globs", metavar="INPUT...")],
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="trained model (.safetensors)")],
     output: Annotated[Path, typer.Option("--output", help="folder for the maps")],
-    window: Annotated[int, typer.Option("--window", help="side of a window in model pixels")] = 512,
+    window: Annotated[
+        int | None, typer.Option("--window", help="side of a window in model pixels; 512 if the memory allows")
+    ] = None,
     overlap: Annotated[int, typer.Option("--overlap", help="pixels that neighbouring windows share at least")] = 64,
+    blend: Annotated[Blend, typer.Option("--blend", help="how windows share a pixel")] = Blend.cosine,
     batch: Annotated[int, typer.Option("--batch", help="windows, or augmented views of them, per model call")] = 4,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", help="of this process, like 2GB: windows and batch are chosen to fit")
+    ] = None,
     confidence: Annotated[bool, typer.Option("--confidence", help="also write the labels' probability")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="also write every class's probability, 0..255")
+    ] = False,
+    polygons: Annotated[bool, typer.Option("--polygons", help="also write the areas of one class as polygons")] = False,
+    smallest_area: Annotated[
+        float, typer.Option("--smallest-area", help="of a polygon, in square units of the scene's coordinates")
+    ] = 0.0,
+    cog: Annotated[bool, typer.Option("--cog", help="write Cloud-Optimised GeoTIFFs")] = False,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="write the coloured picture")] = True,
     nodata: Annotated[
         float | None, typer.Option("--nodata", help="value of pixels without data, if undeclared")
@@ -44,47 +67,51 @@ def predict(
     ] = "logits",
     device: Annotated[Device, typer.Option("--device", help="where the model runs")] = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="of the model's products")] = Precision.fp32,
+    compiled: Annotated[bool, typer.Option("--compile", help="run the model through torch.compile")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--restart", help="go on with interrupted maps, or begin them anew")
+    ] = True,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="map the other scenes where one fails; list the failures at the end")
+    ] = False,
 ) -> None:
-    """Map images and scenes of any size: label rasters (georeferenced where the input is) and colour overlays."""
+    """Map images and scenes of any size: label rasters (georeferenced where the input is) and colour overlays.
+
+    Under torchrun the scenes, or the rows of fewer scenes than processes, are shared out.
+    """
     import torch
     from rich.console import Console
 
-    from d2ls_fast.errors import UserError
-    from d2ls_fast.files import writable_folder
     from d2ls_fast.inference.inputs import find_scenes
     from d2ls_fast.inference.predictor import Predictor
-    from d2ls_fast.inference.report import SceneProgress, print_maps
-    from d2ls_fast.inference.scene import SceneMap, map_scene
-    from d2ls_fast.inference.sources import check_scene
-    from d2ls_fast.models.checkpoint import load_checkpoint
+    from d2ls_fast.inference.products import Wanted
+    from d2ls_fast.inference.run import MapRun, map_scenes
 
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    target = "cuda" if device is Device.cuda or (device is Device.auto and torch.cuda.is_available()) else "cpu"
-    dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}[precision]
     scenes = find_scenes(inputs)
-    model, card = load_checkpoint(checkpoint)
-    predictor = Predictor(model, card, target, dtype, window, overlap, batch, tta, tta_merge)
-    for scene in scenes:
-        check_scene(scene, card.bands)
-    writable_folder(output, "--output")
-
-    console = Console()
-    maps: list[SceneMap] = []
-    try:
-        with SceneProgress(console, len(scenes)) as progress:
-            for scene in scenes:
-                maps.append(
-                    map_scene(
-                        predictor,
-                        scene,
-                        output,
-                        confidence=confidence,
-                        with_overlay=overlay,
-                        nodata=nodata,
-                        progress=progress.scene(scene),
-                    )
-                )
-    finally:
-        # What was finished before an error or an interruption is complete and stays: say so.
-        print_maps(console, maps, card.classes)
+    dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[precision]
+    predictor = Predictor(
+        checkpoint,
+        device.value,
+        dtype,
+        compiled,
+        window=512 if window is None else window,
+        overlap=overlap,
+        blend=blend.value,
+        batch=batch,
+        tta=tta,
+        tta_merge=tta_merge,
+    )
+    wanted = Wanted(
+        confidence=confidence,
+        probabilities=probabilities,
+        polygons=polygons,
+        smallest_area=smallest_area,
+        overlay=overlay,
+        cog=cog,
+    )
+    map_scenes(
+        MapRun(predictor, scenes, output, wanted, nodata, resume, keep_going),
+        Console(),
+        max_memory=max_memory,
+        fixed_window=window is not None,
+    )

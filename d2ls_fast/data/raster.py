@@ -29,6 +29,9 @@ EXTENSIONS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".bmp", ".gif")
 _DRIVERS = ["PNG", "JPEG", "GTiff", "JP2OpenJPEG", "BMP", "GIF"]
 WINDOWED = ("GTiff", "JP2OpenJPEG")
 """Formats that are read by windows; others decode from the top at every read, so they are read once, whole."""
+BLOCK_CACHE = 64 * 2**20
+"""Bytes of decoded blocks that GDAL keeps; its own default is a twentieth of the machine's memory. Enough for a window's
+height of a striped scene of three bands, 40,000 pixels wide."""
 # Plain images are welcome. For good and by module: catch_warnings is not made for threads, which read files too.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module=r"d2ls_fast\.data\.raster")
 _RGB = (1, 2, 3)
@@ -57,6 +60,8 @@ class RasterHeader:
     dtype: str
     georeference: RasterProfile | None
     nodata: float | None
+    windowed: bool
+    """Whether it can be read by windows."""
 
 
 @contextmanager
@@ -66,17 +71,22 @@ def open_raster(path: str | os.PathLike[str]) -> Iterator[rasterio.DatasetReader
     Raises:
         UserError: no such file, not an image of a known format, or damaged (also when reading inside the block fails).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
-    # rasterio.open takes a single driver's name, the reader behind it a list of those allowed. GDAL's shortcut for
-    # whole PNG files must be off: it gives zeros, without an error, for what a truncated file lacks.
+    # GDAL's shortcut for whole PNG files must be off: it gives zeros, without an error, for what a truncated file lacks.
     with (
-        readable(path),
-        rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO"),
-        rasterio.io.DatasetReader(path, driver=_DRIVERS) as source,
+        readable(Path(path)),
+        rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO", GDAL_CACHEMAX=BLOCK_CACHE),
+        open_dataset(Path(path)) as source,
     ):
         yield source
+
+
+def open_dataset(path: Path) -> rasterio.DatasetReader:
+    """As :func:`open_raster`, for a thread of its own; to be closed by the caller."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    with readable(path):
+        # rasterio.open takes a single driver's name, the reader behind it a list of those allowed.
+        return rasterio.io.DatasetReader(path, driver=_DRIVERS)
 
 
 @contextmanager
@@ -104,6 +114,7 @@ def read_header(path: str | os.PathLike[str]) -> RasterHeader:
             dtype=source.dtypes[0],
             georeference=_georeference(source),
             nodata=source.nodata,
+            windowed=source.driver in WINDOWED,
         )
 
 

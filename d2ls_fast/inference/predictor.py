@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -10,50 +15,58 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import d2ls_fast
 from d2ls_fast.errors import UserError
-from d2ls_fast.inference.mosaic import NODATA, LabelRows, Mosaic
+from d2ls_fast.inference.mosaic import Layers, Mosaic, Window
+from d2ls_fast.inference.products.rows import NODATA, MapRows
+from d2ls_fast.inference.scoring import WindowReader, scored
 from d2ls_fast.inference.sources import ArraySource, Source, has_data
 from d2ls_fast.inference.tta import TTA
-from d2ls_fast.inference.windows import window_starts
-from d2ls_fast.models.checkpoint import ModelCard
+from d2ls_fast.inference.windows import Axis, Blend, blend_weights, window_starts
+from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint
 
 SMALLEST = 32  # the model's deepest map has stride 32
-STRIP = 64  # source rows labelled at once: bounds the memory of upsampled probabilities
 
 Progress = Callable[[int, int], None]
 
 
 class Predictor:
-    """Applies a trained model to imagery in raw units.
+    """Applies a trained model to imagery in raw units. Threads may share one.
 
     The image is normalised by the card's mean and standard deviation, resampled by the card's scale, cut into windows
-    that overlap, and the windows' class probabilities are blended in float32 and brought back to the image's own grid,
-    where the most probable class is taken. Pixels without data get label 255 and confidence NaN.
+    that overlap, and the windows' class probabilities are blended without rounding and brought back to the image's own
+    grid, where the most probable class is taken. Pixels without data get label 255 and confidence NaN.
 
     Args:
-        model: gives logits ``[B, K, h, w]`` for images ``[B, bands, h, w]``; moved to ``device`` and set to eval mode.
-        card: how the model's input is made and what its classes are.
-        device: where the model runs.
+        checkpoint: the file of a trained model, or a model and its card. The model gives logits ``[B, K, h, w]`` for
+            images ``[B, bands, h, w]``; it is moved to ``device`` and set to evaluation mode.
+        device: where the model runs; ``auto`` takes a GPU if there is one.
         dtype: ``torch.float32``, or ``torch.bfloat16`` / ``torch.float16`` for mixed precision.
+        compile: run the model through ``torch.compile``: slow at first, faster afterwards on a GPU.
         window: side of a window in model pixels, at least 32.
         overlap: pixels that neighbouring windows share at least.
-        batch: windows per model call, and views of windows under test-time augmentation.
+        blend: how windows share a pixel: ``cosine``, ``gaussian``, or ``none``; see
+            :func:`~d2ls_fast.inference.windows.blend_weights`.
+        batch: windows per model call, and views of windows under test-time augmentation; halved where the device runs
+            out of memory.
         tta: a preset of :data:`~d2ls_fast.inference.tta.PRESETS`, applied to every window; its scales are on top of the
             card's.
         tta_merge: the mean is taken of ``logits`` or of ``probabilities``.
 
     Raises:
-        UserError: an option outside its range, an unknown ``tta`` or ``tta_merge``, or more than 255 classes.
+        UserError: no such checkpoint or device, an option outside its range, or more than 255 classes.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        card: ModelCard,
-        device: str | torch.device = "cpu",
+        checkpoint: str | os.PathLike[str] | tuple[nn.Module, ModelCard],
+        device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+        *,
         window: int = 512,
         overlap: int = 64,
+        blend: Blend = "cosine",
         batch: int = 4,
         tta: str = "none",
         tta_merge: str = "logits",
@@ -62,15 +75,32 @@ class Predictor:
             raise UserError(f"window {window} must be at least {SMALLEST} pixels")
         if batch < 1:
             raise UserError(f"batch {batch} must be at least 1")
-        if len(card.classes) > NODATA:
-            raise UserError(f"the model has {len(card.classes)} classes; label rasters hold at most {NODATA}")
-        window_starts(1, window, overlap)
-        self.device = torch.device(device)
-        self.model, self.card, self.dtype = model.to(self.device).eval(), card, dtype
-        self.window, self.overlap, self.batch = window, overlap, batch
+        blend_weights(window_starts(1, window, overlap), window, 1, blend)
         self.tta = TTA(tta, tta_merge, batch)
-        self._mean = torch.tensor(card.mean, dtype=torch.float32, device=self.device).view(-1, 1, 1)
-        self._std = torch.tensor(card.std, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+        self.device, self.dtype = find_device(device), dtype
+        model, self.card = checkpoint if isinstance(checkpoint, tuple) else load_checkpoint(checkpoint)
+        if len(self.card.classes) > NODATA:
+            raise UserError(f"the model has {len(self.card.classes)} classes; label rasters hold at most {NODATA}")
+        self.model = model.to(self.device).eval()
+        self._scores: Callable[[Tensor], Tensor] = torch.compile(self.model) if compile else self.model
+        self.blend, self._compiled = blend, compile
+        self.resize(window, overlap, batch)
+
+    def resize(self, window: int, overlap: int, batch: int) -> None:
+        """Take other windows and batches from now on."""
+        self.window, self.overlap, self.batch, self.tta.batch = window, overlap, batch, batch
+        # What was asked for: the batch may be halved on the way.
+        self._sizes = [window, overlap, batch]
+
+    def identity(self) -> dict[str, Any]:
+        """All that a map depends on besides the scene, as JSON values: the weights by their digest."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        options = [self.device.type, str(self.dtype), self._compiled, self.blend, *self._sizes, str(self.tta)]
+        versions = {"d2ls_fast": d2ls_fast.__version__, "torch": torch.__version__}
+        return {"weights": digest.hexdigest(), "card": asdict(self.card), "options": options, **versions}
 
     @overload
     def predict(
@@ -87,81 +117,141 @@ class Predictor:
         progress: Progress | None = ...,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
 
+    @overload
+    def predict(self, image: Tensor, nodata: float | None = ..., *, progress: Progress | None = ...) -> Tensor: ...
+
+    @overload
     def predict(
         self,
-        image: NDArray[Any],
+        image: Tensor,
+        nodata: float | None = ...,
+        *,
+        return_confidence: Literal[True],
+        progress: Progress | None = ...,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def predict(
+        self,
+        image: NDArray[Any] | Tensor,
         nodata: float | None = None,
         *,
         return_confidence: bool = False,
         progress: Progress | None = None,
-    ) -> NDArray[np.uint8] | tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    ) -> Any:
         """Labels ``[h, w]`` uint8 of ``image`` ``[bands, h, w]`` (any real type, raw units, bands in model order).
 
-        With ``return_confidence`` also the probability of the label, float32 ``[h, w]``. ``progress(done, total)`` is
-        called as windows are finished.
+        An array gives arrays, a tensor gives tensors on the CPU. Images ``[B, bands, h, w]`` give labels ``[B, h, w]``.
+        With ``return_confidence`` also the probability of the label, float32 of the same shape. ``progress(done,
+        total)`` is called as windows of an image are finished.
 
         Raises:
-            UserError: the image is not three-dimensional or has another number of bands than the model.
+            UserError: the image is no image or images of the model's number of bands.
         """
+        images = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
         bands = len(self.card.mean)
-        if image.ndim != 3 or image.shape[0] != bands or 0 in image.shape or image.dtype.kind not in "buif":
+        if (
+            images.ndim not in (3, 4)
+            or images.shape[-3] != bands
+            or 0 in images.shape
+            or images.dtype.kind not in "buif"
+        ):
             raise UserError(
-                f"image of shape {image.shape} and type {image.dtype}: "
-                f"the model takes real numbers [{bands}, height, width]"
+                f"image of shape {tuple(image.shape)} and type {image.dtype}: "
+                f"the model takes real numbers [{bands}, height, width], or a batch of such images"
             )
-        source = ArraySource(image, has_data(image, [nodata] * bands))
-        labels = np.empty((source.height, source.width), dtype=np.uint8)
-        confidence = np.empty(labels.shape if return_confidence else (0, 0), dtype=np.float32)
-        for rows in self.rows(source, return_confidence, progress):
-            place = slice(rows.start, rows.start + len(rows.labels))
-            labels[place] = rows.labels
-            if rows.confidence is not None:
-                confidence[place] = rows.confidence
-        return (labels, confidence) if return_confidence else labels
+        size = (*images.shape[:-3], *images.shape[-2:])
+        labels = np.empty(size, dtype=np.uint8)
+        confidence = np.empty(size if return_confidence else 0, dtype=np.float32)
+        for place in np.ndindex(images.shape[:-3]):
+            source = ArraySource(images[place], has_data(images[place], [nodata] * bands))
+            for rows in self.rows(source, Layers(confidence=return_confidence), progress):
+                part = (*place, slice(rows.start, rows.start + len(rows.labels)))
+                labels[part] = rows.labels
+                if rows.confidence is not None:
+                    confidence[part] = rows.confidence
+        results = (labels, confidence)[: 1 + return_confidence]
+        if isinstance(image, Tensor):
+            results = tuple(torch.from_numpy(each) for each in results)
+        return results if return_confidence else results[0]
+
+    def axes(self, source: Source) -> tuple[Axis, Axis]:
+        """The rows and the columns of windows that ``source`` is cut into."""
+        options = (self.card.scale, self.window, self.overlap, self.blend)
+        return Axis(source.height, *options), Axis(source.width, *options)
 
     def rows(
-        self, source: Source, return_confidence: bool = False, progress: Progress | None = None
-    ) -> Iterator[LabelRows]:
-        """The map of ``source`` from top to bottom, strip by strip.
+        self,
+        source: Source,
+        layers: Layers | None = None,
+        progress: Progress | None = None,
+        part: range | None = None,
+    ) -> Iterator[MapRows]:
+        """The map of ``source`` from top to bottom, the rows that each row of windows finishes.
 
-        Only the rows that later windows can still change are in memory: about ``classes x window x width`` floats.
+        Args:
+            source: the scene.
+            layers: what to give besides the labels.
+            progress: called with how many windows are done, of how many.
+            part: these rows of windows only, and the rows of the map that they finish; the result is the same part of
+                the whole.
         """
-        mosaic = Mosaic(
-            source,
-            self._normalise,
-            self._probabilities,
-            len(self.card.classes),
-            self.card.scale,
-            self.window,
-            self.overlap,
-            self.device,
-        )
-        across = len(mosaic.lefts)
-        total = across * len(mosaic.tops)
-        start = 0
-        for row in range(len(mosaic.tops)):
-            for first in range(0, across, self.batch):
-                columns = range(first, min(first + self.batch, across))
-                mosaic.add(row, columns)
+        rows, columns = self.axes(source)
+        part = range(len(rows)) if part is None else part
+        if not len(part):
+            return
+        first = rows.before(part.start)
+        mosaic = Mosaic(rows, columns, len(self.card.classes), layers or Layers(), self.device, part.start)
+        reader = WindowReader(source, rows, columns, self.card.mean, self.card.std)
+        total, count = (part.stop - first) * len(columns), itertools.count(1)
+
+        def counted(windows: Iterator[Window]) -> Iterator[Window]:
+            for window in windows:
+                yield window
                 if progress is not None:
-                    progress(row * across + columns.stop, total)
-            finished = mosaic.finished(row)
-            while start < finished:
-                stop = min(start + STRIP, finished)
-                yield mosaic.labels(start, stop, return_confidence)
-                start = stop
+                    progress(next(count), total)
 
-    def _normalise(self, values: Tensor) -> Tensor:
-        return (values - self._mean) / self._std
+        with closing(reader.read(range(first, part.stop), 2 * self.batch)) as images:
+            for number in range(first, part.stop):
+                row = itertools.islice(images, len(columns))
+                finished = mosaic.add(number, counted(scored(row, self.probabilities, self.batch)))
+                if number in part:
+                    yield finished
 
-    def _probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities float32 ``[B, K, h, w]`` of normalised windows."""
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities float32 ``[B, K, h, w]`` of normalised windows, on the device."""
         mixed = self.dtype != torch.float32
         try:
             with torch.autocast(self.device.type, dtype=self.dtype if mixed else None, enabled=mixed):
-                return self.tta(self.model, images).float().softmax(dim=1)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"the device ran out of memory with {len(images)} windows of {self.window} pixels; "
-                "give a smaller --batch or --window"
-            ) from None
+                return self.tta(self._scores, images.to(self.device)).float().softmax(dim=1)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            size = " x ".join(map(str, images.shape[-2:]))
+        if len(images) == 1 and self.tta.batch == 1:
+            raise UserError(f"the device ran out of memory with one window of {size} pixels; give a smaller --window")
+        # What was freed must be free for larger pieces too before it is tried again.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.batch = max(1, min(self.batch, len(images) // 2))
+        self.tta.batch = max(1, self.tta.batch // 2)
+        return torch.cat([self.probabilities(part) for part in images.split(self.batch)])
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device called ``name``; ``auto`` is a GPU if there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name}: PyTorch sees no GPU here; use cpu")
+    return device
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,28 +1,20 @@
-"""The map of one image file: labels, colour overlay and confidence, all or nothing."""
+"""The map of one image file: interrupted anywhere, it goes on where it stopped; written whole or not at all."""
 
 from __future__ import annotations
 
-import math
 import time
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from rasterio.errors import RasterioError
-
-from d2ls_fast.data.pictures import overlay, stretch
-from d2ls_fast.files import replacing
-from d2ls_fast.inference.mosaic import NODATA, LabelRows
+from d2ls_fast.errors import UserError
+from d2ls_fast.inference.mosaic import Layers
 from d2ls_fast.inference.predictor import Predictor, Progress
-from d2ls_fast.inference.render import with_legend
-from d2ls_fast.inference.sources import SceneSource, centres, open_scene
-from d2ls_fast.inference.writers import GeoTiffWriter, PngWriter, RasterWriter
-from d2ls_fast.models.checkpoint import ModelCard
-
-OVERLAY_SIDE = 2048
+from d2ls_fast.inference.products import Wanted, write_products
+from d2ls_fast.inference.share import Share
+from d2ls_fast.inference.sources import Source, open_scene
+from d2ls_fast.inference.spool import Spool, runs
 
 
 @dataclass(frozen=True)
@@ -44,104 +36,92 @@ def map_scene(
     predictor: Predictor,
     scene: Path,
     output: Path,
+    wanted: Wanted | None = None,
     *,
-    confidence: bool = False,
-    with_overlay: bool = True,
     nodata: float | None = None,
+    resume: bool = True,
+    share: Share | None = None,
     progress: Progress | None = None,
 ) -> SceneMap:
-    """Label the image file ``scene`` and write into the folder ``output``, each name beginning with the scene's stem:
+    """Label the image file ``scene`` and write what is ``wanted`` into the folder ``output``, each name beginning with
+    the scene's stem; see :func:`~d2ls_fast.inference.products.write_products`.
 
-    - ``_labels.tif`` (for GeoTIFF, JPEG 2000 and whatever has coordinates): placed as the scene, tiled, deflated, with
-      a colour table, 255 where the scene has no data, and the classes' names as metadata ``class_<value>``;
-      ``_labels.png`` (palette PNG, 255 where no data) for plain pictures;
-    - ``_overlay.png``: the scene tinted with the classes' colours and a legend, at most 2048 pixels a side;
-    - ``_confidence.tif`` (float32, the probability of the label, NaN where no data) or ``_confidence.png`` (0..255).
+    Finished rows are kept in the hidden folder ``output/.STEM.partial`` until all files are written. Whatever ends the
+    process, the same call goes on from there and gives the same bytes.
 
-    All are written under temporary names and renamed when the whole scene is done.
+    Args:
+        wanted: labels and overlay by default.
+        nodata: value of pixels without data, where the file does not declare it.
+        resume: go on with what an interrupted run of the same scene, model and settings has left.
+        share: of the processes that map this scene together; each must make the same call.
+        progress: as :meth:`~d2ls_fast.inference.predictor.Predictor.rows` calls it.
 
     Raises:
         UserError: the scene is unreadable, has too few bands, or ``output`` cannot be written to.
     """
-    card, started = predictor.card, time.perf_counter()
-    with open_scene(scene, card.bands, nodata) as source, ExitStack() as renames:
-        suffix = ".png" if source.georeference is None else ".tif"
-        kinds = ["labels" + suffix, *["confidence" + suffix] * confidence, *["overlay.png"] * with_overlay]
-        files = {kind.split(".")[0]: output / f"{scene.stem}_{kind}" for kind in kinds}
-        temporary = {kind: renames.enter_context(replacing(path, RasterioError)) for kind, path in files.items()}
-        tally = _Tally(source, len(card.classes))
-        with ExitStack() as writers:
-            labels_writer = writers.enter_context(_labels_writer(temporary["labels"], source, card))
-            if confidence:
-                confidence_writer = writers.enter_context(_confidence_writer(temporary["confidence"], source))
-            for rows in predictor.rows(source, confidence, progress):
-                tally.add(rows)
-                labels_writer.write(rows.labels)
-                if rows.confidence is not None:
-                    grey = source.georeference is None
-                    confidence_writer.write(_as_grey(rows.confidence) if grey else rows.confidence)
-        if with_overlay:
-            _overlay_picture(source, tally, card).save(temporary["overlay"], format="PNG")
+    wanted, share, started = wanted or Wanted(), share or Share(), time.perf_counter()
+    with open_scene(scene, predictor.card.bands, nodata) as source:
+        total = len(predictor.axes(source)[0])
+        settings = {"scene": _identity(scene), "nodata": nodata, "layers": _layers(wanted)._asdict()}
+        settings |= predictor.identity()
+
+        def prepare() -> list[int]:
+            finished = set(Spool(folder, settings, resume).finished(total))
+            return [number for number in range(total) if number not in finished]
+
+        folder = output / f".{scene.stem}.partial"
+        missing = share.from_first(prepare)
+        spool = Spool(folder, settings)
+        try:
+            share.together(lambda: _fill(spool, predictor, source, _layers(wanted), share.part(missing), progress))
+            products = share.from_first(
+                lambda: write_products(source, spool.rows(total), predictor.card, scene, output, wanted)
+            )
+        except (Exception, KeyboardInterrupt) as error:
+            if share.rank == 0:
+                raise _with_what_is_kept(error, spool, total) from None
+            raise
+    if share.rank == 0:
+        spool.remove()
     seconds = time.perf_counter() - started
-    paths = list(files.values())
-    return SceneMap(scene, paths, source.height, source.width, seconds, tally.shares, tally.factor)
+    return SceneMap(
+        scene, products.files, source.height, source.width, seconds, products.shares, products.overlay_factor
+    )
 
 
-class _Tally:
-    """Counts classes and keeps a shrunken map while the rows go by."""
-
-    def __init__(self, source: SceneSource, num_classes: int) -> None:
-        self.factor = math.ceil(max(source.height, source.width) / OVERLAY_SIDE)
-        self._counts = np.zeros(NODATA + 1, dtype=np.int64)
-        self._num_classes = num_classes
-        self._kept_rows = centres(source.height, self.factor)
-        self._kept_columns = centres(source.width, self.factor)
-        self._kept: list[NDArray[np.uint8]] = []
-
-    def add(self, rows: LabelRows) -> None:
-        self._counts += np.bincount(rows.labels.reshape(-1), minlength=NODATA + 1)
-        first, end = np.searchsorted(self._kept_rows, (rows.start, rows.start + len(rows.labels)))
-        self._kept.append(rows.labels[self._kept_rows[first:end] - rows.start][:, self._kept_columns])
-
-    @property
-    def labels(self) -> NDArray[np.uint8]:
-        return np.concatenate(self._kept)
-
-    @property
-    def shares(self) -> list[float]:
-        known = max(1, int(self._counts[:NODATA].sum()))
-        return [int(count) / known for count in self._counts[: self._num_classes]]
-
-    @property
-    def missing(self) -> float:
-        return float(self._counts[NODATA] / self._counts.sum())
+def _fill(
+    spool: Spool,
+    predictor: Predictor,
+    source: Source,
+    layers: Layers,
+    missing: list[int],
+    progress: Progress | None,
+) -> None:
+    """Put the rows of windows ``missing`` into the spool; one is written while the next is computed."""
+    parts = runs(missing)
+    with ThreadPoolExecutor(1, thread_name_prefix="d2ls-fast-spool") as writer:
+        written = writer.submit(lambda: None)
+        for part in parts:
+            for number, rows in zip(part, predictor.rows(source, layers, progress, part), strict=True):
+                written.result()
+                written = writer.submit(spool.put, number, rows)
+        written.result()
 
 
-def _labels_writer(path: Path, source: SceneSource, card: ModelCard) -> RasterWriter:
-    shape = (source.height, source.width)
-    if source.georeference is None:
-        return PngWriter(path, shape, card.palette)
-    tags = {f"class_{value}": name for value, name in enumerate(card.classes)}
-    return GeoTiffWriter(path, shape, "uint8", NODATA, source.georeference, card.palette, tags)
+def _layers(wanted: Wanted) -> Layers:
+    return Layers(wanted.confidence, wanted.probabilities)
 
 
-def _confidence_writer(path: Path, source: SceneSource) -> RasterWriter:
-    shape = (source.height, source.width)
-    if source.georeference is None:
-        return PngWriter(path, shape)
-    return GeoTiffWriter(path, shape, "float32", float("nan"), source.georeference)
+def _identity(scene: Path) -> list[Any]:
+    facts = scene.stat()
+    return [scene.name, facts.st_size, facts.st_mtime_ns]
 
 
-def _as_grey(confidence: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return (np.nan_to_num(confidence) * 255).round().astype(np.uint8)
-
-
-def _overlay_picture(source: SceneSource, tally: _Tally, card: ModelCard) -> Image.Image:
-    image, known = source.thumbnail(tally.factor)
-    notes = [f"{source.height} x {source.width} pixels"]
-    if tally.factor > 1:
-        notes.append(f"shown at 1:{tally.factor}")
-    if tally.missing > 0:
-        notes.append(f"{tally.missing:.1%} without data")
-    picture = overlay(stretch(image, known), tally.labels, card.palette)
-    return with_legend(picture, card.classes, card.palette, tally.shares, notes)
+def _with_what_is_kept(error: BaseException, spool: Spool, total: int) -> BaseException:
+    """``error``, and whether to run again; a spool that nothing can be said for is removed."""
+    kept = len(spool.finished(total))
+    if not kept:
+        spool.remove()
+        return error
+    note = f"{kept} of {total} rows of windows are kept, the same command goes on from there"
+    return type(error)(f"{error}; {note}" if str(error) else note) if isinstance(error, UserError) else error

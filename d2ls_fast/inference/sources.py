@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from torch.nn.functional import interpolate
 
-from d2ls_fast.data.raster import WINDOWED, open_raster, read_image
+from d2ls_fast.data.raster import WINDOWED, open_dataset, open_raster, read_image
 from d2ls_fast.errors import UserError
 
 Span = tuple[int, int]
@@ -70,16 +71,19 @@ class ArraySource:
 
 
 class RasterSource:
-    """A raster file of which only the windows asked for are in memory.
+    """A raster file of which only the windows asked for are in memory. Threads may read at the same time.
 
     Args:
-        dataset: the open file.
+        path: the file.
+        dataset: the same, opened by :func:`~d2ls_fast.data.raster.open_raster`; for the thread that made it.
         bands: its bands in model order, counted from 1.
         nodata: value that marks missing pixels; ``None`` takes the file's own nodata value, mask or alpha band.
     """
 
-    def __init__(self, dataset: DatasetReader, bands: Sequence[int], nodata: float | None = None) -> None:
-        self._dataset, self._bands = dataset, list(bands)
+    def __init__(self, path: Path, dataset: DatasetReader, bands: Sequence[int], nodata: float | None = None) -> None:
+        self._path, self._dataset, self._bands = path, dataset, list(bands)
+        # A GDAL data set is not for several threads: each has one of its own.
+        self._thread, self._opened, self._own = threading.get_ident(), ExitStack(), threading.local()
         self.height, self.width = dataset.height, dataset.width
         self.georeference = _georeference(dataset)
         self._nodata: list[float | None] = [nodata] * len(bands)
@@ -112,17 +116,31 @@ class RasterSource:
             return [colours.index(colour) + 1 for colour in wanted]
         return self._bands[:3] if len(self._bands) >= 3 else [self._bands[0]] * 3
 
+    def close(self) -> None:
+        """Close what other threads have opened; none of them may be reading."""
+        self._opened.close()
+
     def _read(self, bands: list[int], **options: Any) -> tuple[NDArray[Any], Mask]:
+        dataset = self._dataset_of_this_thread()
         try:
-            values = self._dataset.read(bands, **options)
+            values = dataset.read(bands, **options)
             known = np.ones(values.shape[1:], dtype=np.bool_)
             if self._masked:
                 options["out_shape"] = values.shape[1:]
-                known = self._dataset.dataset_mask(**options) > 0
+                known = dataset.dataset_mask(**options) > 0
         except RasterioError as error:
-            cause = error.__cause__ or error
-            raise UserError(f"{self._dataset.name}: damaged or cut short ({cause}); fetch the file again") from None
+            cause = str(error.__cause__ or error).replace(str(self._path), "").strip(" :'")
+            raise UserError(f"{self._path}: damaged or cut short ({cause}); fetch the file again") from None
         return values, known
+
+    def _dataset_of_this_thread(self) -> DatasetReader:
+        if threading.get_ident() == self._thread:
+            return self._dataset
+        if not hasattr(self._own, "dataset"):
+            self._own.dataset = open_dataset(self._path)
+            self._opened.callback(self._own.dataset.close)
+        dataset: DatasetReader = self._own.dataset
+        return dataset
 
 
 @contextmanager
@@ -141,9 +159,11 @@ def open_scene(path: Path, bands: Sequence[int], nodata: float | None = None) ->
             image, _, _ = read_image(path, bands)
             yield ArraySource(image, has_data(image, [nodata] * len(bands)), _georeference(dataset))
         elif dataset.driver in WINDOWED:
-            yield RasterSource(dataset, bands, nodata)
+            source = RasterSource(path, dataset, bands, nodata)
+            with closing(source):
+                yield source
         else:
-            source = RasterSource(dataset, bands, nodata)
+            source = RasterSource(path, dataset, bands, nodata)
             image, known = source.read((0, source.height), (0, source.width))
             yield ArraySource(image, known, source.georeference)
 

@@ -32,7 +32,7 @@ def write_tif(path: Path, image: np.ndarray, **options: Any) -> Path:
 
 @pytest.fixture
 def predictor(pixel_model: Any, card: ModelCard) -> Predictor:
-    return Predictor(pixel_model, card, window=64, overlap=8)
+    return Predictor((pixel_model, card), window=64, overlap=8)
 
 
 def test_a_geotiff_gives_a_geotiff_in_the_same_place(

@@ -171,10 +171,10 @@ def test_a_scene_in_windows_keeps_the_labels_of_a_per_pixel_model(
     size: tuple[int, int], card: ModelCard, make_image: Any
 ) -> None:
     image = make_image(*size)
-    plain = Predictor(Linear(), card, window=48, overlap=16).predict(image)
+    plain = Predictor((Linear(), card), window=48, overlap=16).predict(image)
     for merge in ("logits", "probabilities"):
         model = Linear()
-        predictor = Predictor(model, card, window=48, overlap=16, batch=3, tta="flips", tta_merge=merge)
+        predictor = Predictor((model, card), window=48, overlap=16, batch=3, tta="flips", tta_merge=merge)
         assert np.array_equal(predictor.predict(image), plain)
         assert max(shape[0] for shape in model.shapes) == 3
 

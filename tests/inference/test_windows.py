@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
 from d2ls_fast.errors import UserError
-from d2ls_fast.inference.windows import OpenRows, blend_weights, window_starts
+from d2ls_fast.inference.windows import GRAIN, blend_weights, window_starts
 
 GRIDS = [(1, 64, 16), (64, 64, 16), (65, 64, 16), (200, 64, 0), (1000, 64, 63), (517, 64, 40), (112, 64, 16)]
 
@@ -21,24 +22,43 @@ def test_windows_cover_the_axis_with_at_least_the_overlap(length: int, window: i
     assert all(0 < right - left <= window - overlap for left, right in pairwise(starts))
 
 
+@pytest.mark.parametrize("blend", ["cosine", "gaussian", "none"])
 @pytest.mark.parametrize(("length", "window", "overlap"), GRIDS)
-def test_weights_of_a_pixel_sum_to_one(length: int, window: int, overlap: int) -> None:
+def test_weights_of_a_pixel_sum_to_exactly_one(length: int, window: int, overlap: int, blend: Any) -> None:
     starts = window_starts(length, window, overlap)
-    weights = blend_weights(starts, window, length)
-    total = torch.zeros(length)
-    count = torch.zeros(length)
+    weights = blend_weights(starts, window, length, blend)
+    total = torch.zeros(length, dtype=torch.float64)
     for start, row in zip(starts, weights, strict=True):
         total[start : start + len(row)] += row
-        count[start : start + len(row)] += 1
-    assert torch.allclose(total, torch.ones(length), atol=1e-6)
-    assert (weights > 0).all()
-    assert (total[count == 1] == 1).all()
+    assert (total == 1).all()
+    assert (weights >= 0).all()
+    assert (weights * GRAIN == (weights * GRAIN).round()).all()
+
+
+def test_without_blending_a_pixel_belongs_to_the_nearest_window() -> None:
+    weights = blend_weights([0, 40, 80], 64, 144, "none")
+    owners = [
+        [start <= p < start + 64 and float(weights[i, p - start]) for i, start in enumerate((0, 40, 80))]
+        for p in range(144)
+    ]
+    assert all(sorted(each)[-2:] == [0, 1] for each in owners)
+    assert [each.index(1) for each in owners] == [0] * 52 + [1] * 40 + [2] * 52
+
+
+def test_gaussian_weights_fall_from_the_centre() -> None:
+    first = blend_weights([0, 16, 32], 64, 96, "gaussian")[1]
+    assert first[31] > first[10] > first[0]
+
+
+def test_an_unknown_blend_is_refused() -> None:
+    with pytest.raises(UserError, match=r"blend 'linear': .* take cosine, gaussian, none"):
+        blend_weights([0], 64, 64, "linear")  # type: ignore[arg-type]
 
 
 def test_a_window_counts_least_at_its_edge() -> None:
     first, second = blend_weights([0, 48], 64, 112)
-    assert (first[48:].diff() < 0).all()
-    assert (second[:16].diff() > 0).all()
+    assert (first[48:].diff() <= 0).all()
+    assert (second[:16].diff() >= 0).all()
     assert first[-1] < 0.01
 
 
@@ -46,14 +66,3 @@ def test_a_window_counts_least_at_its_edge() -> None:
 def test_an_overlap_outside_the_window_is_refused(overlap: int) -> None:
     with pytest.raises(UserError, match=f"overlap {overlap} .* window of 64"):
         window_starts(500, 64, overlap)
-
-
-def test_open_rows_keep_what_is_open_and_forget_the_rest() -> None:
-    rows = OpenRows(2, 3, torch.float32)
-    rows.view(0, 4)[:] = 1
-    rows.view(2, 6)[:] += 1
-    rows.forget(3)
-    assert rows.view(3, 6)[0, :, 0].tolist() == [2, 1, 1]
-    assert rows.view(5, 8)[1, :, 2].tolist() == [1, 0, 0]
-    with pytest.raises(IndexError, match="row 2 was handed on"):
-        rows.view(2, 4)

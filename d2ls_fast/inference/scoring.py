@@ -1,0 +1,83 @@
+"""From a scene's windows to their class probabilities: read ahead, batched through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2ls_fast.inference.ahead import ahead
+from d2ls_fast.inference.mosaic import Window
+from d2ls_fast.inference.sources import Source
+from d2ls_fast.inference.windows import Axis
+
+READERS = 2
+
+
+class WindowImage(NamedTuple):
+    """The model's input for one window, float32 ``[bands, h, w]`` on the CPU (``None``: no data), and what is known."""
+
+    column: int
+    image: Tensor | None
+    known: NDArray[np.bool_]
+
+
+class WindowReader:
+    """Reads the windows of a scene as the model takes them.
+
+    Args:
+        source: the scene.
+        rows, columns: its axes.
+        mean, std: per band, in raw units.
+    """
+
+    def __init__(self, source: Source, rows: Axis, columns: Axis, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._source, self._rows, self._columns = source, rows, columns
+        self._mean, self._std = (np.array(each, np.float32).reshape(-1, 1, 1) for each in (mean, std))
+
+    def read(self, part: range, depth: int) -> Generator[WindowImage, None, None]:
+        """The windows of the rows ``part``, each row from left to right; ``depth`` of them are read ahead."""
+        return ahead(
+            (partial(self._window, *place) for place in product(part, range(len(self._columns)))), READERS, depth
+        )
+
+    @torch.inference_mode()
+    def _window(self, row: int, column: int) -> WindowImage:
+        values, known = self._source.read(self._rows.read(row), self._columns.read(column))
+        if not known.any():
+            return WindowImage(column, None, known)
+        pixels = (values.astype(np.float32) - self._mean) / self._std
+        # A missing pixel becomes 0, the mean of the training images: neutral to the network and to resampling.
+        image = torch.from_numpy(np.where(known, pixels, np.float32(0)))
+        rows, columns = self._rows, self._columns
+        image = rows.into.apply(image, 1, rows.starts[row], rows.end(row))
+        image = columns.into.apply(image, 2, columns.starts[column], columns.end(column))
+        return WindowImage(column, image, known)
+
+
+def scored(windows: Iterator[WindowImage], classify: Callable[[Tensor], Tensor], batch: int) -> Iterator[Window]:
+    """The ``windows`` in their order with class probabilities, ``batch`` of those that hold data per model call.
+
+    Args:
+        classify: images ``[B, bands, h, w]`` -> probabilities float32 ``[B, K, h, w]``.
+    """
+    waiting: list[WindowImage] = []
+    for window in windows:
+        waiting.append(window)
+        if sum(each.image is not None for each in waiting) == batch:
+            yield from _classified(waiting, classify)
+            waiting = []
+    yield from _classified(waiting, classify)
+
+
+def _classified(windows: Sequence[WindowImage], classify: Callable[[Tensor], Tensor]) -> Iterator[Window]:
+    images = [window.image for window in windows if window.image is not None]
+    probabilities = iter(classify(torch.stack(images)) if images else ())
+    for window in windows:
+        yield Window(window.column, None if window.image is None else next(probabilities), window.known)
