@@ -30,8 +30,8 @@ _DRIVERS = ["PNG", "JPEG", "GTiff", "JP2OpenJPEG", "BMP", "GIF"]
 WINDOWED = ("GTiff", "JP2OpenJPEG")
 """Formats that are read by windows; others decode from the top at every read, so they are read once, whole."""
 BLOCK_CACHE = 64 * 2**20
-"""Bytes of decoded blocks that GDAL keeps; its own default is a twentieth of the machine's memory. Enough for a window's
-height of a striped scene of three bands, 40,000 pixels wide."""
+"""Bytes of decoded blocks that GDAL keeps (its own default is a twentieth of the memory): enough for the height of a
+window of a striped scene of three bands, 40,000 pixels wide."""
 # Plain images are welcome. For good and by module: catch_warnings is not made for threads, which read files too.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module=r"d2ls_fast\.data\.raster")
 _RGB = (1, 2, 3)
@@ -71,7 +71,7 @@ def open_raster(path: str | os.PathLike[str]) -> Iterator[rasterio.DatasetReader
     Raises:
         UserError: no such file, not an image of a known format, or damaged (also when reading inside the block fails).
     """
-    # GDAL's shortcut for whole PNG files must be off: it gives zeros, without an error, for what a truncated file lacks.
+    # GDAL's shortcut for whole PNG files must be off: it gives zeros, without an error, for what a cut one lacks.
     with (
         readable(Path(path)),
         rasterio.Env(GDAL_PNG_WHOLE_IMAGE_OPTIM="NO", GDAL_CACHEMAX=BLOCK_CACHE),

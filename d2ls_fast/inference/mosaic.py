@@ -50,7 +50,7 @@ class Mosaic:
         num_classes: K.
         layers: what ``add`` gives.
         device: where sums are kept.
-        first: the row of windows that comes first; not 0 where an interrupted map goes on.
+        first: the row of windows that comes first; what is finished by those before it is not asked for.
     """
 
     def __init__(

@@ -200,7 +200,7 @@ class Predictor:
         if not len(part):
             return
         first = rows.before(part.start)
-        mosaic = Mosaic(rows, columns, len(self.card.classes), layers or Layers(), self.device, part.start)
+        mosaic = Mosaic(rows, columns, len(self.card.classes), layers or Layers(), self.device, first)
         reader = WindowReader(source, rows, columns, self.card.mean, self.card.std)
         total, count = (part.stop - first) * len(columns), itertools.count(1)
 

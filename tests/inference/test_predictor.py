@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from d2ls_fast.errors import UserError
 from d2ls_fast.inference.mosaic import Layers
 from d2ls_fast.inference.predictor import Predictor
 from d2ls_fast.inference.sources import ArraySource
-from d2ls_fast.models.checkpoint import ModelCard
+from d2ls_fast.models.checkpoint import ModelCard, save_checkpoint
+from d2ls_fast.models.model import create_model
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 300), (32, 32), (33, 257), (200, 150)])
@@ -188,3 +191,83 @@ def test_impossible_options_are_refused(option: Any, message: str, pixel_model: 
 def test_more_classes_than_a_label_raster_holds_are_refused(pixel_model: Any, card: ModelCard) -> None:
     with pytest.raises(UserError, match="256 classes; label rasters hold at most 255"):
         Predictor((pixel_model, replace(card, classes=[str(i) for i in range(256)])))
+
+
+def test_a_tensor_gives_tensors_and_a_batch_gives_a_batch(pixel_model: Any, card: ModelCard, make_image: Any) -> None:
+    images = np.stack([make_image(70, 90), make_image(70, 90)[:, ::-1]]).astype(np.int32)
+    predictor = Predictor((pixel_model, card), window=48, overlap=8)
+    labels, confidence = predictor.predict(torch.from_numpy(images), return_confidence=True)
+    assert (labels.dtype, labels.shape, confidence.dtype) == (torch.uint8, (2, 70, 90), torch.float32)
+    for image, label in zip(images, labels, strict=True):
+        assert np.array_equal(label, predictor.predict(image))
+    assert np.array_equal(predictor.predict(images), labels)
+
+
+def test_threads_share_a_predictor(pixel_model: Any, card: ModelCard, make_image: Any, expected_labels: Any) -> None:
+    predictor = Predictor((pixel_model, card), window=48, overlap=8, batch=2)
+    images = [make_image(60 + number, 100) for number in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predictor.predict, images))
+    for image, labels in zip(images, found, strict=True):
+        assert np.array_equal(labels, expected_labels(pixel_model, card, image))
+
+
+def test_a_checkpoint_is_all_it_needs(tmp_path: Path, make_image: Any) -> None:
+    model = create_model("mobilenetv3_small_050", 4, embed_dim=32, num_heads=2, stages=1)
+    card = ModelCard(
+        model=model.config,
+        classes=list("abcd"),
+        palette=[[0, 0, i] for i in range(4)],
+        bands=[1, 2, 3],
+        mean=[400.0, 500.0, 600.0],
+        std=[200.0, 100.0, 150.0],
+    )
+    save_checkpoint(tmp_path / "m.safetensors", model, card)
+    image = make_image(64, 96)
+    labels = Predictor(tmp_path / "m.safetensors", "cpu").predict(image)
+    mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (card.mean, card.std))
+    expected = model.predict(torch.from_numpy((image.astype(np.float32) - mean) / std)[None])[0]
+    assert np.array_equal(labels, expected.numpy())
+
+
+@pytest.mark.parametrize("tta", ["none", "flips"])
+def test_a_device_out_of_memory_gets_smaller_batches(
+    tta: str, pixel_model: Any, card: ModelCard, make_image: Any
+) -> None:
+    class Small(nn.Module):
+        """Has room for two images."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("no room")
+            return pixel_model(images)
+
+    image = make_image(100, 300)
+    expected = Predictor((pixel_model, card), window=48, overlap=8, batch=1, tta=tta).predict(image)
+    predictor = Predictor((Small(), card), window=48, overlap=8, batch=9, tta=tta)
+    assert np.array_equal(predictor.predict(image), expected)
+    assert predictor.batch <= 2 or predictor.tta.batch <= 2
+
+
+def test_one_window_that_does_not_fit_is_an_error(card: ModelCard, make_image: Any) -> None:
+    class Hungry(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate much")
+
+    with pytest.raises(UserError, match="one window of 48 x 48 pixels; give a smaller --window"):
+        Predictor((Hungry(), card), window=48, overlap=8, batch=4).predict(make_image(100, 100))
+
+
+def test_a_gpu_that_is_not_there_is_refused(pixel_model: Any, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Predictor((pixel_model, card)).device.type == "cpu"
+    with pytest.raises(UserError, match="PyTorch sees no GPU here; use cpu"):
+        Predictor((pixel_model, card), "cuda")
+
+
+def test_a_compiled_model_gives_the_same_labels(card: ModelCard, make_image: Any) -> None:
+    model = create_model("mobilenetv3_small_050", 4, embed_dim=32, num_heads=2, stages=1)
+    image = make_image(100, 64)
+    options: dict[str, Any] = {"window": 64, "overlap": 16, "batch": 1}
+    plain, compiled = (Predictor((model, card), compile=each, **options).predict(image) for each in (False, True))
+    assert (plain != compiled).mean() < 0.01
