@@ -31,10 +31,54 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except caught as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose a writable folder with free space") from None
+        raise unwritable(path, error) from None
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
             temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: Exception) -> UserError:
+    """The error that says that ``path`` cannot be written."""
+    return UserError(f"{path}: cannot be written ({error}); choose a writable folder with free space")
+
+
+@contextmanager
+def replacing_together(folder: Path, name: str) -> Iterator[Path]:
+    """A temporary folder inside ``folder``, called after ``name``, for files that belong together.
+
+    When the block ends well, what is in it is brought to the disk and moved up into ``folder``, in the place of older
+    files; when it does not, all of it is removed, whatever a library left beside its files.
+
+    Raises:
+        UserError: the system says that the folder or a file cannot be written.
+    """
+    temporary = folder / f".{name}.{os.getpid()}.part"
+    try:
+        with _blamed(temporary):
+            temporary.mkdir(parents=True)
+        yield temporary
+        parts = sorted(temporary.iterdir())
+        for part in parts:
+            with _blamed(folder / part.name):
+                _to_disk(part)  # some file systems tell only now that they are full
+        for part in parts:
+            with _blamed(folder / part.name):
+                os.replace(part, folder / part.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rasterio import DatasetReader
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
-from torch.nn.functional import interpolate
 
 from d2ls_fast.data.raster import WINDOWED, open_dataset, open_raster, read_image
 from d2ls_fast.errors import UserError
@@ -40,7 +38,8 @@ class SceneSource(Source, Protocol):
     """A source that came from a file: it can be pictured, and may know where it lies."""
 
     georeference: dict[str, Any] | None
-    """What rasterio takes to place a raster (``crs``, ``transform``, ``gcps``); ``None`` for a plain picture."""
+    """What rasterio takes to place a raster (``crs``, ``transform``, ``gcps``, ``rpcs``); ``None`` for a plain
+    picture."""
 
     def thumbnail(self, factor: int) -> tuple[NDArray[np.float32], Mask]:
         """Red, green and blue shrunk by a whole factor, ``[3, h, w]``, and where there is data, ``[h, w]``."""
@@ -65,9 +64,13 @@ class ArraySource:
     def thumbnail(self, factor: int) -> tuple[NDArray[np.float32], Mask]:
         """The first three bands (or the first one three times), averaged."""
         bands = self._image[:3] if len(self._image) >= 3 else self._image[[0, 0, 0]]
-        size = (math.ceil(self.height / factor), math.ceil(self.width / factor))
-        shrunk = interpolate(torch.from_numpy(bands.astype(np.float32))[None], size=size, mode="area")
-        return shrunk[0].numpy(), self._known[np.ix_(*(centres(length, factor) for length in self._known.shape))]
+        columns = np.arange(0, self.width, factor)
+        widths = np.diff(columns, append=self.width)
+        # Row by row of the thumbnail: the image as float32 would be a multiple of what is in memory already.
+        strips = (bands[:, top : top + factor].mean(axis=1, dtype=np.float64) for top in range(0, self.height, factor))
+        shrunk = [np.add.reduceat(strip, columns, axis=1) / widths for strip in strips]
+        known = self._known[np.ix_(*(centres(length, factor) for length in self._known.shape))]
+        return np.stack(shrunk, axis=1).astype(np.float32), known
 
 
 class RasterSource:
@@ -208,8 +211,9 @@ def _has_palette(dataset: DatasetReader) -> bool:
 def _georeference(dataset: DatasetReader) -> dict[str, Any] | None:
     """How a map of ``dataset`` is placed: ``None`` for a picture without coordinates in a picture's format."""
     points, points_crs = dataset.gcps
+    place: dict[str, Any] = {} if dataset.rpcs is None else {"rpcs": dataset.rpcs}
     if points:
-        return {"gcps": points, "crs": points_crs}
+        return {"gcps": points, "crs": points_crs, **place}
     if dataset.crs is None and dataset.transform.is_identity:
-        return {} if dataset.driver in WINDOWED else None
-    return {"crs": dataset.crs, "transform": dataset.transform}
+        return place if place or dataset.driver in WINDOWED else None
+    return {"crs": dataset.crs, "transform": dataset.transform, **place}

@@ -1,4 +1,4 @@
-"""Finished rows of a map, as they are handed on."""
+"""A part of a finished map."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 NODATA = 255
+"""Label of pixels without data."""
 
 
 class MapRows(NamedTuple):
-    """Finished rows of a map of K classes, ``w`` pixels wide; they come in order from the top.
-
-    Attributes:
-        start: the first row's number.
-        labels: uint8 ``[rows, w]``, 255 where the scene has no data.
-        confidence: the label's probability, float32 ``[rows, w]``, NaN where no data; ``None`` where not asked for.
-        probabilities: 255 times each class's probability, rounded, uint8 ``[K, rows, w]``, 0 where no data; ``None``
-            where not asked for.
-    """
+    """Finished rows of a map: the number of the first one, and what is known of every pixel."""
 
     start: int
     labels: NDArray[np.uint8]
+    """``[r, w]``, 255 where no data."""
     confidence: NDArray[np.float32] | None = None
+    """Probability of the label, ``[r, w]``, NaN where no data."""
     probabilities: NDArray[np.uint8] | None = None
+    """Of every class, times 255 and rounded, ``[K, r, w]``; 0 where no data."""
