@@ -17,6 +17,7 @@ class Level(str, Enum):
     model = "model"
     train = "train"
     data = "data"
+    map = "map"
 
 
 class Device(str, Enum):
@@ -35,10 +36,13 @@ class Precision(str, Enum):
 
 
 def bench(
-    level: Annotated[Level, typer.Argument(help="operator, head, model, train or data")] = Level.operator,
+    level: Annotated[Level, typer.Argument(help="operator, head, model, train, data or map")] = Level.operator,
     recipe: Annotated[
         list[str] | None,
-        typer.Argument(help="of level data: the recipe, and settings to change", metavar="[CONFIG [KEY=VALUE]...]"),
+        typer.Argument(
+            help="of level data: the recipe, and settings to change; of level map: a checkpoint and a scene",
+            metavar="[CONFIG [KEY=VALUE]... | CHECKPOINT SCENE]",
+        ),
     ] = None,
     device: Annotated[Device, typer.Option(help="cpu or cuda")] = Device.cpu,
     precision: Annotated[Precision, typer.Option(help="fp32, bf16 or fp16")] = Precision.fp32,
@@ -53,7 +57,8 @@ def bench(
 ) -> None:
     """Time the fused kernels against the named baselines in one interleaved run; refuses to time a wrong result.
 
-    Level data times a recipe's data loading, and the share of its training steps that is spent waiting for data.
+    Level data times a recipe's data loading, and the share of its training steps that is spent waiting for data. Level
+    map compares the mapping of a scene with the model's own time, and measures its memory on synthetic scenes (--size).
     """
     import itertools
 
@@ -71,8 +76,10 @@ def bench(
         writable_folder(output.parent, "--output")
     if level is Level.data:
         return bench_data(recipe or [], device.value, repeats, output)
+    if level is Level.map:
+        return bench_map(recipe or [], device.value, size or [5000, 20_000], repeats, output)
     if recipe:
-        raise UserError(f"{recipe[0]}: only level data takes a recipe; d2ls-fast bench data {recipe[0]}")
+        raise UserError(f"{recipe[0]}: only the levels data and map take a file; d2ls-fast bench data {recipe[0]}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.value]
     sweep = itertools.product(size or [512], batch or [1], classes or [7], stages or [3])
     console = Console()
@@ -119,4 +126,35 @@ def bench_data(recipe: list[str], device: str, steps: int, output: Path | None) 
         console.print(table)
     if output is not None:
         for path in data_loading.write(facts, " ".join(recipe), rates, waiting, output):
+            console.print(f"wrote {path}")
+
+
+def bench_map(files: list[str], device: str, sides: list[int], rounds: int, output: Path | None) -> None:
+    """Measure the mapping of a scene; ``files`` are the checkpoint and the scene."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from d2ls_fast.benchmarks import machine, mapping
+    from d2ls_fast.errors import UserError
+
+    if len(files) != 2:
+        raise UserError(
+            "bench map: takes a checkpoint and a scene; d2ls-fast bench map runs/demo/best.safetensors SCENE"
+        )
+    checkpoint, scene = map(Path, files)
+    console = Console()
+    facts = machine.describe(device)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("mapping", total=rounds + 1 + 3 + len(sides))
+
+        def advance() -> None:
+            progress.advance(task)
+
+        busy = mapping.measure_busy(checkpoint, scene, rounds, advance)
+        seams = mapping.measure_seams(checkpoint, scene, advance)
+        memory = mapping.measure_memory(sides, advance)
+    for table in mapping.tables(busy, memory, seams):
+        console.print(table)
+    if output is not None:
+        for path in mapping.write(facts, busy, memory, seams, output):
             console.print(f"wrote {path}")
