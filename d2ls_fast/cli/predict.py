@@ -26,6 +26,17 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+def chosen_device(device: Device) -> str:
+    """What PyTorch calls the device, which must be there (:class:`UserError`)."""
+    import torch
+
+    from d2ls_fast.errors import UserError
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    return "cuda" if device is Device.cuda or (device is Device.auto and torch.cuda.is_available()) else "cpu"
+
+
 def predict(
     inputs: Annotated[list[str], typer.Argument(help="images, folders of images, or quoted globs", metavar="INPUT...")],
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="trained model (.safetensors)")],
@@ -49,7 +60,6 @@ def predict(
     import torch
     from rich.console import Console
 
-    from d2ls_fast.errors import UserError
     from d2ls_fast.files import writable_folder
     from d2ls_fast.inference.inputs import find_scenes
     from d2ls_fast.inference.predictor import Predictor
@@ -58,9 +68,7 @@ def predict(
     from d2ls_fast.inference.sources import check_scene
     from d2ls_fast.models.checkpoint import load_checkpoint
 
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
-    target = "cuda" if device is Device.cuda or (device is Device.auto and torch.cuda.is_available()) else "cpu"
+    target = chosen_device(device)
     dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}[precision]
     scenes = find_scenes(inputs)
     model, card = load_checkpoint(checkpoint)
