@@ -175,7 +175,8 @@ def _class_counts(rule: Rule, pixels: NDArray[np.uint8], place: str) -> NDArray[
     """Pixels of each class; every pixel must be of one."""
     codes = np.zeros(pixels.shape[:2], np.uint32)
     for channel in range(rule.channels):
-        codes = codes << 8 | pixels.reshape(*codes.shape, -1)[..., channel]
+        codes <<= 8
+        codes |= pixels.reshape(*codes.shape, -1)[..., channel]
     counts = np.array([np.count_nonzero(codes == code) for code in rule.codes], np.int64)
     strange = codes.size - int(counts.sum())
     if strange:
