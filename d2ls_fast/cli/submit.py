@@ -26,6 +26,8 @@ submit = typer.Typer(
 
 Images = Annotated[Path, typer.Option("--images", help="the test images, in the folders in which they are published")]
 
+Picture = Annotated[Path | None, typer.Option("--picture", help="also draw test images beside their maps (.png)")]
+
 
 @submit.callback()
 def group() -> None:
@@ -58,6 +60,7 @@ def write(
     ] = "logits",
     device: Annotated[Device, typer.Option("--device", help="where the model runs")] = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="of the model's products")] = Precision.fp32,
+    picture: Picture = None,
 ) -> None:
     """The archive of label maps, predicted or made before, for the contest that the command is named after."""
     import torch
@@ -90,9 +93,10 @@ def write(
             check_scene(path, card.bands)
         maps = predicted_maps(predictor, found)
     writable_folder(output.parent, "--output")
+    _check_picture(picture)
     with _progress(console, ("mapping" if checkpoint else "writing", "checking"), len(found)) as advance:
         checked = write_submission(contest, found, maps, output, advance)
-    _print_checked(console, contest, checked, output, "wrote")
+    _show(console, contest, checked, output, found, picture, "wrote")
 
 
 @submit.command()
@@ -100,6 +104,7 @@ def check(
     contest: Annotated[ContestName, typer.Argument(help="whose rules")],
     archive: Annotated[Path, typer.Argument(help="the archive (.zip)", metavar="FILE.zip")],
     images: Images,
+    picture: Picture = None,
 ) -> None:
     """Check an archive of any origin: names against the test images, sizes, kinds, values, nothing missing or extra."""
     from rich.console import Console
@@ -108,10 +113,22 @@ def check(
     from d2ls_fast.inference.submissions.check import check_archive
 
     console = Console()
+    _check_picture(picture)
     found: Files = CONTESTS[contest.value].find_images(images)
     with _progress(console, ("checking",), len(found)) as advance:
         checked = check_archive(archive, contest.value, found, advance)
-    _print_checked(console, CONTESTS[contest.value], checked, archive, "checked")
+    _show(console, CONTESTS[contest.value], checked, archive, found, picture, "checked")
+
+
+def _check_picture(picture: Path | None) -> None:
+    from d2ls_fast.errors import UserError
+    from d2ls_fast.files import writable_folder
+
+    if picture is None:
+        return
+    if picture.suffix.lower() != ".png" or picture.is_dir():
+        raise UserError(f"{picture}: not the name of a PNG file; give one that ends in .png with --picture")
+    writable_folder(picture.parent, "--picture")
 
 
 @contextmanager
@@ -127,9 +144,19 @@ def _progress(console: Console, stages: tuple[str, ...], total: int) -> Iterator
         yield lambda: bar.advance(next(tasks))
 
 
-def _print_checked(console: Console, contest: Contest, checked: Checked, archive: Path, done: str) -> None:
+def _show(
+    console: Console,
+    contest: Contest,
+    checked: Checked,
+    archive: Path,
+    images: Files,
+    picture: Path | None,
+    done: str,
+) -> None:
     """The classes' shares, which show a model gone wrong, and whether this is the whole of the contest's test set."""
     from rich.table import Table
+
+    from d2ls_fast.inference.submissions.preview import write_preview
 
     table = Table(title=f"{contest.title}: share of the pixels")
     for name in contest.classes:
@@ -148,3 +175,6 @@ def _print_checked(console: Console, contest: Contest, checked: Checked, archive
         soft_wrap=True,
         highlight=False,
     )
+    if picture is not None:
+        write_preview(contest, archive, images, picture)
+        console.print(f"wrote {picture}", soft_wrap=True, highlight=False)

@@ -124,6 +124,12 @@ def test_check_alone(name: str, trees: dict[str, Path], tmp_path: Path) -> None:
     result = run("check", name, archive, "--images", trees[name])
     assert result.exit_code == 0, result.output
     assert f"checked {archive}: 2 label maps" in result.stdout and "no fault found" in result.stdout
+    result = run("check", name, archive, "--images", trees[name], "--picture", tmp_path / "new" / "sheet.png")
+    assert result.exit_code == 0, result.output
+    shown = {tuple(colour) for colour in np.asarray(Image.open(tmp_path / "new" / "sheet.png")).reshape(-1, 3)}
+    assert set(PALETTES[name].colours) <= shown
+    sheet = ("--picture", tmp_path / "sheet.jpg")
+    assert "sheet.jpg: not the name of a PNG file" in refused("check", name, archive, "--images", trees[name], *sheet)
     files.popitem()
     wrong = zipped(tmp_path / "wrong.zip", files)
     assert refused("check", name, wrong, "--images", trees[name]).startswith(f"{wrong}: no map of test image")
