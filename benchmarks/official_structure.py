@@ -7,6 +7,7 @@ on the backbone. Of its sub-modules the interaction's ``self_attn``, ``mlp``, ``
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -151,7 +152,7 @@ class Hypernetwork(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         sizes = (embed_dim, embed_dim, embed_dim, embed_dim // 16)
-        self.layers = nn.ModuleList(nn.Linear(given, wanted) for given, wanted in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(given, wanted) for given, wanted in itertools.pairwise(sizes))
 
     def forward(self, tokens: Tensor) -> Tensor:
         first, second, third = self.layers

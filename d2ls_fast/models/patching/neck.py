@@ -71,7 +71,8 @@ class FastNeck(Fast):
         if backbone is not None:
             stand_in = _MapsInstead(collects=collected is not None)
             stand_ins[id(backbone)] = stand_in
-            stand_ins[id(collected)] = stand_in.collected
+            if collected is not None:
+                stand_ins[id(collected)] = stand_in.collected
         return stand_ins
 
     @classmethod
