@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -205,4 +206,4 @@ def test_nothing_to_patch() -> None:
     with pytest.raises(d2.UserError, match="nothing in Linear is a part that can be replaced"):
         d2.patch(nn.Linear(2, 2))
     with pytest.raises(d2.UserError, match="all switches are off"):
-        only(tiny(), set())
+        d2.patch(tiny(), **dict.fromkeys(list(inspect.signature(d2.patch).parameters)[1:], False))
