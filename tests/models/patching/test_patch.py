@@ -128,6 +128,28 @@ def test_autocast(names: set[str]) -> None:
             assert errors[0] <= 2 * errors[1] + 2e-3, (key, errors)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.parametrize(("images", "encodings"), [(1, 1), (2, 1), (2, 2)])
+def test_the_interaction_alone(images: int, encodings: int, dtypes: tuple[torch.dtype, ...], autocast: bool) -> None:
+    """Every mixture of dtypes that the original takes, one encoding for all images or one for each; both results."""
+    module, (dtype, weights) = tiny().decoder.interactor, dtypes
+    module = module.to(weights if autocast else dtype)
+    pixels, pixel_pe, tokens = (
+        torch.randn(images, 32, 3, 5),
+        torch.randn(encodings, 32, 3, 5),
+        torch.randn(images, 3, 32),
+    )
+    arguments = [each.to(dtype) for each in (pixels, pixel_pe, tokens)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        wanted = module(*arguments)
+        got = d2.patch(module)(*arguments)
+    tolerance = 1e-5 if dtype is torch.float32 and not autocast else 2e-2
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+        assert float((ours - theirs).norm() / theirs.norm()) < tolerance
+
+
 def test_compiles() -> None:
     """The decoder as one graph; the whole, whose maps are collected by hooks, in as many as the original."""
     model = tiny().train()
