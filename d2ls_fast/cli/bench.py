@@ -16,6 +16,7 @@ class Level(str, Enum):
     head = "head"
     model = "model"
     train = "train"
+    patch = "patch"
     data = "data"
 
 
@@ -35,7 +36,7 @@ class Precision(str, Enum):
 
 
 def bench(
-    level: Annotated[Level, typer.Argument(help="operator, head, model, train or data")] = Level.operator,
+    level: Annotated[Level, typer.Argument(help="operator, head, model, train, patch or data")] = Level.operator,
     recipe: Annotated[
         list[str] | None,
         typer.Argument(help="of level data: the recipe, and settings to change", metavar="[CONFIG [KEY=VALUE]...]"),
