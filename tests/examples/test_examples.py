@@ -38,6 +38,8 @@ def test_layers_in_your_model(ran: Callable[[str], str], tmp_path: Path) -> None
     assert number(r"held-out mean IoU ([\d.]+)%", printed) > 45  # 22 if all is called clear
     assert number(r"largest difference from the definition (\S+)", printed) < 1e-4
     assert number(r"compiled, largest difference (\S+)", printed) < 1e-4
+    assert number(r"largest difference after patch\(\) (\S+)", printed) < 1e-4
+    assert "patched: decoder.interactor (interaction)" in printed
     assert "attend: context [1, 8, 64], log-sum-exp [1, 8], gradient [1, 8, 64]" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["printed.txt"]
 
