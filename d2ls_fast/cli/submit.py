@@ -24,6 +24,8 @@ submit = typer.Typer(
     name="submit", help="Make and check a contest's archive.", no_args_is_help=True, rich_markup_mode=None
 )
 
+_OF_THE_MODEL = ("window", "overlap", "batch", "tta", "tta_merge", "device", "precision")
+
 Images = Annotated[Path, typer.Option("--images", help="the test images, in the folders in which they are published")]
 
 Picture = Annotated[Path | None, typer.Option("--picture", help="also draw test images beside their maps (.png)")]
@@ -77,6 +79,12 @@ def write(
     contest, console = CONTESTS[context.command.name or ""], Console()
     if (checkpoint is None) == (from_maps is None):
         raise UserError("give either --checkpoint, to map the test images, or --from-maps, a folder of their maps")
+    given = [
+        name for name in _OF_THE_MODEL if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
+    ]
+    if from_maps is not None and given:
+        option = given[0].replace("_", "-")
+        raise UserError(f"--{option}: changes nothing in maps that were made before; leave it out with --from-maps")
     if output.suffix.lower() != ".zip" or output.is_dir():
         raise UserError(f"{output}: not the name of a zip file; give one that ends in .zip with --output")
     found = contest.find_images(images)

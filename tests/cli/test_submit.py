@@ -147,6 +147,9 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert "give either --checkpoint" in refused("loveda", *images, *output)
     assert "give either --checkpoint" in refused("loveda", *model, "--from-maps", tmp_path, *images, *output)
     assert "no map of test image 6 (2 of 2" in refused("loveda", "--from-maps", tmp_path, *images, *output)
+    assert "--tta-merge: changes nothing in maps" in refused(
+        "loveda", "--from-maps", tmp_path, *images, *output, "--tta-merge", "logits"
+    )
     assert "archive.tar: not the name of a zip file" in refused(
         "loveda", *model, *images, "--output", tmp_path / "archive.tar"
     )
