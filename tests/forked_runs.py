@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,13 @@ def train(folder: Path, overrides: tuple[str, ...] = (), resume: bool = False, p
 
     settings = load_settings(TrainSettings, folder / "recipe.yaml", overrides)
     fit(settings, resume, False, Console(quiet=True), previous)
+
+
+def run_script(script: Path, folder: Path, printed: Path) -> None:
+    """``python script`` from ``folder``; what it prints goes to the file ``printed``."""
+    os.chdir(folder)
+    with printed.open("w") as output, redirect_stdout(output):
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def train_with_noise(folder: Path, overrides: tuple[str, ...], resume: bool = False, previous: bool = False) -> None:

@@ -16,6 +16,7 @@ class Level(str, Enum):
     head = "head"
     model = "model"
     train = "train"
+    patch = "patch"
     data = "data"
     map = "map"
 
@@ -36,7 +37,7 @@ class Precision(str, Enum):
 
 
 def bench(
-    level: Annotated[Level, typer.Argument(help="operator, head, model, train, data or map")] = Level.operator,
+    level: Annotated[Level, typer.Argument(help="operator, head, model, train, patch, data or map")] = Level.operator,
     recipe: Annotated[
         list[str] | None,
         typer.Argument(

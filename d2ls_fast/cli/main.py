@@ -16,6 +16,7 @@ from d2ls_fast.cli.data import data
 from d2ls_fast.cli.evaluate import evaluate
 from d2ls_fast.cli.info import info
 from d2ls_fast.cli.predict import predict
+from d2ls_fast.cli.submit import submit
 from d2ls_fast.cli.train import train
 from d2ls_fast.errors import UserError
 
@@ -72,6 +73,7 @@ app = typer.Typer(
 for command in (train, evaluate, predict, bench, ablate, convert, info):
     app.command()(command)
 app.add_typer(data)
+app.add_typer(submit)
 
 
 def main() -> None:

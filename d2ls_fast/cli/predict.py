@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from d2ls_fast.cli.evaluate import MERGES, PRESETS
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Device(str, Enum):
@@ -33,6 +36,13 @@ class Blend(str, Enum):
     cosine = "cosine"
     gaussian = "gaussian"
     none = "none"
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """What PyTorch calls it."""
+    import torch
+
+    return {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[precision]
 
 
 def predict(
@@ -79,7 +89,6 @@ def predict(
 
     Under torchrun the scenes, or the rows of fewer scenes than processes, are shared out.
     """
-    import torch
     from rich.console import Console
 
     from d2ls_fast.inference.inputs import find_scenes
@@ -88,11 +97,10 @@ def predict(
     from d2ls_fast.inference.run import MapRun, map_scenes
 
     scenes = find_scenes(inputs)
-    dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[precision]
     predictor = Predictor(
         checkpoint,
         device.value,
-        dtype,
+        torch_dtype(precision),
         compiled,
         window=512 if window is None else window,
         overlap=overlap,

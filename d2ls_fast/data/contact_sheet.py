@@ -1,27 +1,44 @@
-"""One picture of a data set: images beside their labels, split by split."""
+"""One picture of many: images beside their labels, group by group."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from d2ls_fast.data.pictures import wrap
-from d2ls_fast.data.scan import PICTURE_SIDE, Scan
+from d2ls_fast.data.scan import PICTURE_SIDE
 from d2ls_fast.files import replacing
 
 COLUMNS, MARGIN, LINE, SWATCH = 4, 14, 22, 14
 GROUND, INK, FAINT, FAULT = (255, 255, 255), (28, 32, 36), (100, 106, 116), (214, 30, 60)
 
 
-def write_contact_sheet(
-    path: Path, shown: Mapping[str, Sequence[Scan]], classes: Sequence[str], palette: Sequence[Sequence[int]]
-) -> None:
-    """Write the pictures of the scans as a PNG file: a heading per split, the classes' colours at the foot.
+class Pictured(Protocol):
+    """What a cell shows, such as a :class:`~d2ls_fast.data.scan.Scan`."""
 
-    Each cell holds the image on the left and its labels laid over it on the right; cells of faulty pairs are framed in
-    red.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def faults(self) -> Sequence[Any]: ...
+
+    @property
+    def picture(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | None:
+        """The image, and the labels laid over it: RGB ``[h, w, 3]``, at most ``PICTURE_SIDE`` a side."""
+        ...
+
+
+def write_contact_sheet(
+    path: Path, shown: Mapping[str, Sequence[Pictured]], classes: Sequence[str], palette: Sequence[Sequence[int]]
+) -> None:
+    """Write the pictures as a PNG file: a heading per group, the classes' colours at the foot.
+
+    Each cell holds the image on the left and its labels laid over it on the right; cells with faults are framed in red.
     """
     sheet = contact_sheet(shown, classes, palette)
     with replacing(path) as temporary:
@@ -29,7 +46,7 @@ def write_contact_sheet(
 
 
 def contact_sheet(
-    shown: Mapping[str, Sequence[Scan]], classes: Sequence[str], palette: Sequence[Sequence[int]]
+    shown: Mapping[str, Sequence[Pictured]], classes: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> Image.Image:
     """The picture that :func:`write_contact_sheet` writes."""
     groups = {name: scans for name, scans in shown.items() if scans}
@@ -63,7 +80,7 @@ def _draw_cell(
     canvas: Image.Image,
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
-    scan: Scan,
+    scan: Pictured,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     assert scan.picture is not None
@@ -74,7 +91,7 @@ def _draw_cell(
     if scan.faults:
         frame = (left - 3, top - 3, left + 2 * width + 6, top + height + 2)
         draw.rectangle(frame, outline=FAULT, width=3)
-    name = scan.pair.name
+    name = scan.name
     while font.getlength(name) > 2 * PICTURE_SIDE:
         name = "…" + name[2:]
     draw.text((left, top + height + 4), name, fill=FAULT if scan.faults else FAINT, font=font)

@@ -70,6 +70,10 @@ class Scan:
     """The image, and the labels laid over it: RGB [h, w, 3]."""
 
     @property
+    def name(self) -> str:
+        return self.pair.name
+
+    @property
     def readable(self) -> bool:
         """Whether both files could be read, unknown labels aside."""
         return bool(self.bands and self.class_pixels)

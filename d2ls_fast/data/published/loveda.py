@@ -19,7 +19,9 @@ class LoveDA(PublishedDataset):
     counts: ClassVar[dict[str, int]] = {"train": 2522, "val": 1669}
     honest = Subsets(train=("train",), val=("val",), test=())
     paper = Subsets(train=("train", "val"), val=("val",), test=())
-    no_test = "the labels of LoveDA's test images are not public: predict them and submit them to the contest"
+    no_test = (
+        "the labels of LoveDA's test images are not public: make the contest's archive with `d2ls-fast submit loveda`"
+    )
     figures = (
         "mean IoU 55.3 on the contest's test images, from training on train+val with test-time augmentation"
         " (a user of the released code reports 54.87)"
