@@ -36,7 +36,6 @@ from d2ls_fast.errors import UserError
 from d2ls_fast.files import replacing, write_json
 from d2ls_fast.inference.predictor import Predictor
 from d2ls_fast.inference.render import side_by_side
-from d2ls_fast.models.checkpoint import load_checkpoint
 from d2ls_fast.training.config import TrainSettings
 from d2ls_fast.training.fit import METRICS, PAGE, REPORT, SETTINGS
 from d2ls_fast.training.outputs import BEST_MODEL

@@ -18,7 +18,7 @@ from d2ls_fast.cli.main import app
 from d2ls_fast.data.palettes import PALETTES
 from d2ls_fast.data.raster import read_image
 from d2ls_fast.inference.predictor import Predictor
-from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+from d2ls_fast.models.checkpoint import ModelCard, save_checkpoint
 from d2ls_fast.models.model import create_model
 
 
@@ -68,7 +68,7 @@ def test_loveda_from_a_checkpoint(checkpoints: dict[str, Path], trees: dict[str,
     result = run("loveda", "--checkpoint", checkpoints["loveda"], "--images", trees["loveda"], "--output", output)
     assert result.exit_code == 0, result.output
     assert [path.name for path in output.parent.iterdir()] == ["loveda.zip"]
-    predictor = Predictor(*load_checkpoint(checkpoints["loveda"]), window=1024)
+    predictor = Predictor(checkpoints["loveda"], window=1024)
     with ZipFile(output) as archive:
         assert archive.namelist() == ["6.png", "7.png"]
         for name, area in (("6.png", "Urban"), ("7.png", "Rural")):

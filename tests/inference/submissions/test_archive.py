@@ -101,7 +101,7 @@ def test_predicted_maps_are_the_predictors_with_the_cards_bands(
     image = np.random.default_rng(3).integers(0, 255, (40, 64, 3), np.uint8)
     save(tmp_path / "5.png", image)
     turned = ModelCard(**{**vars(card), "bands": [3, 2, 1], "mean": [120.0] * 3, "std": [60.0] * 3})
-    predictor = Predictor(pixel_model, turned)  # type: ignore[arg-type]
+    predictor = Predictor((pixel_model, turned))
     ((identifier, labels),) = predicted_maps(predictor, {"5": tmp_path / "5.png"})
     assert identifier == "5" and len(np.unique(labels)) > 1
     np.testing.assert_array_equal(labels, predictor.predict(np.moveaxis(image[..., ::-1], -1, 0)))
