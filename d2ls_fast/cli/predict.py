@@ -50,11 +50,17 @@ def predict(
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="trained model (.safetensors)")],
     output: Annotated[Path, typer.Option("--output", help="folder for the maps")],
     window: Annotated[
-        int | None, typer.Option("--window", help="side of a window in model pixels; 512 if the memory allows")
+        int | None, typer.Option("--window", help="side of a window in model pixels  [default: of the training crops]")
     ] = None,
-    overlap: Annotated[int, typer.Option("--overlap", help="pixels that neighbouring windows share at least")] = 64,
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", help="pixels that neighbouring windows share at least  [default: window / 4]"),
+    ] = None,
     blend: Annotated[Blend, typer.Option("--blend", help="how windows share a pixel")] = Blend.cosine,
-    batch: Annotated[int, typer.Option("--batch", help="windows, or augmented views of them, per model call")] = 4,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", help="windows, or views of them, per model call  [default: of four 512 x 512 in all]"),
+    ] = None,
     max_memory: Annotated[
         str | None, typer.Option("--max-memory", help="of this process, like 2GB: windows and batch are chosen to fit")
     ] = None,
@@ -102,7 +108,7 @@ def predict(
         device.value,
         torch_dtype(precision),
         compiled,
-        window=512 if window is None else window,
+        window=window,
         overlap=overlap,
         blend=blend.value,
         batch=batch,

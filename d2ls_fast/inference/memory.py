@@ -21,7 +21,7 @@ from d2ls_fast.errors import UserError
 from d2ls_fast.inference.mosaic import IN_MEMORY
 from d2ls_fast.inference.predictor import Predictor
 
-WINDOWS = (512, 384, 256, 192, 128)
+WINDOWS = (768, 512, 384, 256, 192, 128)
 MARGIN = 1.3  # scratch memory of kernels and what the allocator keeps, over the tensors that are alive
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -99,7 +99,7 @@ def fit(
     bytes_per_pixel: int,
     held: int,
     limit: int,
-    window: int | None,
+    fixed: bool,
 ) -> None:
     """Set the ``predictor``'s window and batch so that mapping any of ``scenes`` stays under ``limit`` bytes.
 
@@ -110,14 +110,14 @@ def fit(
         bytes_per_pixel: of the finished map.
         held: bytes of a scene that is read whole.
         limit: bytes of the whole process, on the host.
-        window: the only one to be considered, if given.
+        fixed: leave the window as it is.
 
     Raises:
         UserError: nothing fits; says what would.
     """
     bands, classes = len(predictor.card.mean), len(predictor.card.classes)
     width = max(width for _, width in scenes) if scenes else 0
-    sides = [window] if window is not None else [side for side in WINDOWS if side <= predictor.window]
+    sides = [predictor.window] if fixed else [predictor.window, *(s for s in WINDOWS if s < predictor.window)]
     least = 0
     for side in sides:
         pixels = side * side

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -43,12 +44,13 @@ class Predictor:
         device: where the model runs; ``auto`` takes a GPU if there is one.
         dtype: ``torch.float32``, or ``torch.bfloat16`` / ``torch.float16`` for mixed precision.
         compile: run the model through ``torch.compile``: slow at first, faster afterwards on a GPU.
-        window: side of a window in model pixels, at least 32.
-        overlap: pixels that neighbouring windows share at least.
+        window: side of a window in model pixels, at least 32; by default that of the training crops, to whose view
+            dictionary and positional encoding are used.
+        overlap: pixels that neighbouring windows share at least; a quarter of the window by default.
         blend: how windows share a pixel: ``cosine``, ``gaussian``, or ``none``; see
             :func:`~d2ls_fast.inference.windows.blend_weights`.
-        batch: windows per model call, and views of windows under test-time augmentation; halved where the device runs
-            out of memory.
+        batch: windows per model call, and views of windows under test-time augmentation; by default as many as have the
+            pixels of four windows of 512. Halved where the device runs out of memory.
         tta: a preset of :data:`~d2ls_fast.inference.tta.PRESETS`, applied to every window; its scales are on top of the
             card's.
         tta_merge: the mean is taken of ``logits`` or of ``probabilities``.
@@ -64,30 +66,38 @@ class Predictor:
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         *,
-        window: int = 512,
-        overlap: int = 64,
+        window: int | None = None,
+        overlap: int | None = None,
         blend: Blend = "cosine",
-        batch: int = 4,
+        batch: int | None = None,
         tta: str = "none",
         tta_merge: str = "logits",
     ) -> None:
-        if window < SMALLEST:
-            raise UserError(f"window {window} must be at least {SMALLEST} pixels")
-        if batch < 1:
-            raise UserError(f"batch {batch} must be at least 1")
-        blend_weights(window_starts(1, window, overlap), window, 1, blend)
-        self.tta = TTA(tta, tta_merge, batch)
-        self.device, self.dtype = find_device(device), dtype
         model, self.card = checkpoint if isinstance(checkpoint, tuple) else load_checkpoint(checkpoint)
         if len(self.card.classes) > NODATA:
             raise UserError(f"the model has {len(self.card.classes)} classes; label rasters hold at most {NODATA}")
+        self.tta = TTA(tta, tta_merge)
+        self.device, self.dtype = find_device(device), dtype
         self.model = model.to(self.device).eval()
         self._scores: Callable[[Tensor], Tensor] = torch.compile(self.model) if compile else self.model
         self.blend, self._compiled = blend, compile
         self.resize(window, overlap, batch)
 
-    def resize(self, window: int, overlap: int, batch: int) -> None:
-        """Take other windows and batches from now on."""
+    def resize(self, window: int | None, overlap: int | None, batch: int | None) -> None:
+        """Take these windows and batches from now on; the defaults are the constructor's.
+
+        Raises:
+            UserError: one is outside its range.
+        """
+        if window is None:
+            window = max(SMALLEST, math.ceil(self.card.crop / SMALLEST) * SMALLEST)
+        overlap = window // 4 if overlap is None else overlap
+        batch = max(1, 4 * 512**2 // window**2) if batch is None else batch
+        if window < SMALLEST:
+            raise UserError(f"window {window} must be at least {SMALLEST} pixels")
+        if batch < 1:
+            raise UserError(f"batch {batch} must be at least 1")
+        blend_weights(window_starts(1, window, overlap), window, 1, self.blend)
         self.window, self.overlap, self.batch, self.tta.batch = window, overlap, batch, batch
         # What was asked for: the batch may be halved on the way.
         self._sizes = [window, overlap, batch]

@@ -136,4 +136,4 @@ def _fit(run: MapRun, scenes: Sequence[Path], limit: int, fixed_window: bool) ->
         (h.height * h.width * len(h.bands) * np.dtype(h.dtype).itemsize for h in headers if not h.windowed), default=0
     )
     per_pixel = 2 + 4 * run.wanted.confidence + classes * run.wanted.probabilities
-    memory.fit(run.predictor, sizes, per_pixel, held, limit, run.predictor.window if fixed_window else None)
+    memory.fit(run.predictor, sizes, per_pixel, held, limit, fixed_window)

@@ -35,6 +35,7 @@ class ModelCard:
         ignore_index: label that takes no part.
         scores: measured results by name.
         dataset, protocol: what it was trained on, as the recipe named them; empty where nobody said.
+        crop: side of the training crops in model pixels: dictionary and positional encoding have learned that view.
     """
 
     model: dict[str, Any]
@@ -48,6 +49,7 @@ class ModelCard:
     scores: dict[str, float] = field(default_factory=dict)
     dataset: str = ""
     protocol: str = ""
+    crop: int = 512
 
 
 _CARD = TypeAdapter(ModelCard)
@@ -125,8 +127,8 @@ def _check_card(card: ModelCard, origin: str) -> None:
             raise UserError(f"{origin}: the card's {name} has {found} items where the model has {wanted}")
     if any(len(colour) != 3 or not all(0 <= c <= 255 for c in colour) for colour in card.palette):
         raise UserError(f"{origin}: the card's palette must hold RGB triples of 0..255")
-    if not all(value > 0 for value in card.std) or not card.scale > 0:
-        raise UserError(f"{origin}: the card's std and scale must be positive")
+    if not all(value > 0 for value in card.std) or not card.scale > 0 or not card.crop > 0:
+        raise UserError(f"{origin}: the card's std, scale and crop must be positive")
 
 
 def _check_weights(path: Path, model: SegmentationModel, tensors: dict[str, torch.Tensor]) -> None:

@@ -96,6 +96,7 @@ def build_card(model: SegmentationModel, data: DataSplits, settings: TrainSettin
         mean=data.mean,
         std=data.std,
         scale=data.scale,
+        crop=settings.augment.crop,
         dataset=settings.data.dataset,
         protocol=settings.protocol,
     )

@@ -59,7 +59,7 @@ def test_the_budget_chooses_the_window_and_the_batch(
     found = []
     for limit in (4000, 700, 625, 615):
         predictor = Predictor((pixel_model, card), "cpu", batch=8)
-        fit(predictor, [(20_000, 5_000)], 2, 0, limit * MB, None)
+        fit(predictor, [(20_000, 5_000)], 2, 0, limit * MB, False)
         found.append((predictor.window, predictor.batch))
     assert found[0] == (512, 8)
     assert found == sorted(found, reverse=True)
@@ -68,6 +68,6 @@ def test_the_budget_chooses_the_window_and_the_batch(
     with pytest.raises(
         UserError, match=r"--max-memory 0\.49GB: these scenes need at least 0\.\d\dGB with windows of 128"
     ):
-        fit(predictor, [(100, 100)], 2, 0, 500 * MB, None)
+        fit(predictor, [(100, 100)], 2, 0, 500 * MB, False)
     with pytest.raises(UserError, match="with windows of 512"):
-        fit(predictor, [(100, 100)], 2, 0, 615 * MB, 512)
+        fit(predictor, [(100, 100)], 2, 0, 615 * MB, True)

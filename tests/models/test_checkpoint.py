@@ -78,7 +78,7 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
     [
         ({"classes": ["one"]}, "classes has 1 items where the model has 3"),
         ({"mean": [1.0]}, "mean has 1 items where the model has 2"),
-        ({"std": [1.0, 0.0]}, "std and scale must be positive"),
+        ({"std": [1.0, 0.0]}, "std, scale and crop must be positive"),
         ({"palette": [[0, 0, 0]] * 2 + [[0, 0, 256]]}, "RGB triples"),
         ({"model": {"num_classes": 3, "in_chans": 2}}, "not the configuration of the model"),
     ],
