@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from d2ls_fast.errors import UserError
 
 Span = tuple[int, int]
 Mask = NDArray[np.bool_]
+PART = 2**24  # pixels of a file that are shrunk at once
 
 
 class DamagedScene(UserError):
@@ -110,11 +112,29 @@ class RasterSource:
 
     def thumbnail(self, factor: int) -> tuple[NDArray[np.float32], Mask]:
         """The file's red, green and blue, or else the model's first three bands; averaged, from overviews if any."""
-        shape = (math.ceil(self.height / factor), math.ceil(self.width / factor))
+        height, width = math.ceil(self.height / factor), math.ceil(self.width / factor)
         bands = self._picture_bands()
-        values, known = self._read(bands, out_shape=(3, *shape), resampling=Resampling.average)
+        values, known = np.empty((3, height, width), np.float32), np.empty((height, width), np.bool_)
         nodata = dict(zip(self._bands, self._nodata, strict=True))
-        return values.astype(np.float32), known & has_data(values, [nodata.get(band) for band in bands])
+        # Part by part: for the whole at once GDAL would keep all tiles, or decode them again for every few rows. A part
+        # is square, or made of whole rows where these are what the file stores.
+        in_rows = self._dataset.block_shapes[0][1] == self.width
+        across = width if in_rows else max(1, math.isqrt(PART) // factor)
+        down = max(1, PART // (across * factor**2))
+        for part in product(_slices(self.height, factor, down), _slices(self.width, factor, across)):
+            rows, columns = (
+                (place.start * factor, min(place.stop * factor, length))
+                for place, length in zip(part, (self.height, self.width), strict=True)
+            )
+            averages, seen = self._read(
+                bands,
+                window=Window.from_slices(rows, columns),
+                out_shape=(3, part[0].stop - part[0].start, part[1].stop - part[1].start),
+                resampling=Resampling.average,
+            )
+            values[:, part[0], part[1]] = averages
+            known[part] = seen & has_data(averages, [nodata.get(band) for band in bands])
+        return values, known
 
     def _picture_bands(self) -> list[int]:
         colours = list(self._dataset.colorinterp)
@@ -184,6 +204,13 @@ def check_scene(path: Path, bands: Sequence[int]) -> None:
 def centres(length: int, factor: int) -> NDArray[np.intp]:
     """The pixels of an axis that stand for it when it is shrunk by a whole factor without averaging."""
     return np.minimum(np.arange(0, length, factor) + factor // 2, length - 1)
+
+
+def _slices(length: int, factor: int, step: int) -> list[slice]:
+    """An axis of ``length`` pixels shrunk by ``factor``, in slices of ``step``; a last pixel of fewer is by itself."""
+    whole = length // factor
+    edges = [*range(0, whole, step), whole, math.ceil(length / factor)]
+    return [slice(start, stop) for start, stop in pairwise(edges) if start < stop]
 
 
 def has_data(values: NDArray[Any], nodata: Sequence[float | None]) -> Mask:

@@ -123,12 +123,16 @@ class GeoPackageWriter:
         values, polygons = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
         pixels = shapely.area(polygons)
         a, b, c, d, e, f = self._transform[:6]
-        placed = shapely.transform(polygons, lambda points: points @ np.array([[a, d], [b, e]]) + (c, f))
+
+        def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
+            column, row = points.T
+            return np.stack([a * column + b * row + c, d * column + e * row + f], axis=1)
+
         with _fixed_date(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'crs' was not provided")
             pyogrio.raw.write(
                 str(self._path),
-                geometry=shapely.to_wkb(placed),
+                geometry=shapely.to_wkb(shapely.transform(polygons, place)),
                 field_data=[
                     values.astype(np.int32),
                     self._names[values],

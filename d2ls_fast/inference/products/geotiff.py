@@ -19,9 +19,9 @@ from rasterio.windows import Window
 from d2ls_fast.inference.products.tiff_check import LOST, check_geotiff
 
 BLOCK = 512
-CACHE_MB = 64
-"""GDAL's block cache while products are made; its own default, a twentieth of the machine's memory, is no bound. Rows
-are handed over as whole tiles, so writing needs no cache; building overviews goes over about one row of tiles."""
+CACHE = 64 * 2**20
+"""Bytes of GDAL's block cache while products are made: its own default, a twentieth of the machine's memory, is no
+bound. Rows are written as whole tiles, which needs no cache; reading back for overviews wants a row of tiles."""
 
 
 class GeoTiffWriter:

@@ -16,7 +16,7 @@ from rasterio.errors import RasterioError
 
 from d2ls_fast.files import replacing_together, unwritable
 from d2ls_fast.inference.products import geopackage, rasters
-from d2ls_fast.inference.products.geotiff import CACHE_MB
+from d2ls_fast.inference.products.geotiff import CACHE
 from d2ls_fast.inference.products.product import Product, Writer
 from d2ls_fast.inference.products.rows import MapRows
 from d2ls_fast.inference.products.tally import Tally, overlay_picture
@@ -86,7 +86,7 @@ def write_products(
     tally = Tally(source.height, source.width, len(card.classes))
     products = _planned(source, card, wanted, dict(tags or {}))
     paths = {product.name: output / f"{scene.stem}_{product.name}" for product in products}
-    with replacing_together(output, scene.stem) as folder, rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+    with replacing_together(output, scene.stem) as folder, rasterio.Env(GDAL_CACHEMAX=CACHE):
         with ExitStack() as opened:
             writers: list[Writer] = []
             for product in products:
