@@ -35,6 +35,13 @@ class Blend(str, Enum):
     none = "none"
 
 
+class Dictionary(str, Enum):
+    """What shares one adapted dictionary."""
+
+    window = "window"
+    scene = "scene"
+
+
 def predict(
     inputs: Annotated[list[str], typer.Argument(help="images, folders of images, or quoted globs", metavar="INPUT...")],
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="trained model (.safetensors)")],
@@ -65,6 +72,10 @@ def predict(
     tta_merge: Annotated[
         str, typer.Option("--tta-merge", help="what the mean over its passes is taken of", metavar=MERGES)
     ] = "logits",
+    dictionary: Annotated[
+        Dictionary,
+        typer.Option("--dictionary", help="of D2LS: adapted to every window, or one to the whole scene (more passes)"),
+    ] = Dictionary.window,
     device: Annotated[Device, typer.Option("--device", help="where the model runs")] = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="of the model's products")] = Precision.fp32,
     compiled: Annotated[bool, typer.Option("--compile", help="run the model through torch.compile")] = False,
@@ -100,6 +111,7 @@ def predict(
         batch=batch,
         tta=tta,
         tta_merge=tta_merge,
+        dictionary=dictionary.value,
     )
     wanted = Wanted(
         confidence=confidence,

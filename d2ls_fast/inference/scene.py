@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d2ls_fast.errors import UserError
 from d2ls_fast.inference.mosaic import Layers
-from d2ls_fast.inference.predictor import Predictor, Progress
+from d2ls_fast.inference.predictor import DICTIONARIES, Predictor, Progress
 from d2ls_fast.inference.products import Wanted, write_products
+from d2ls_fast.inference.scene_dictionary import SceneDictionary
 from d2ls_fast.inference.share import Share
 from d2ls_fast.inference.sources import Source, open_scene
 from d2ls_fast.inference.spool import Spool, runs
@@ -73,7 +75,10 @@ def map_scene(
         missing = share.from_first(prepare)
         spool = Spool(folder, settings)
         try:
-            share.together(lambda: _fill(spool, predictor, source, _layers(wanted), share.part(missing), progress))
+            own = predictor.dictionary == "scene" and bool(missing)
+            with predictor.adapted(source, progress, share, folder) if own else nullcontext() as adapted:
+                part = share.part(missing)
+                share.together(lambda: _fill(spool, predictor, source, _layers(wanted), part, progress, adapted))
             products = share.from_first(
                 lambda: write_products(source, spool.rows(total), predictor.card, scene, output, wanted)
             )
@@ -96,13 +101,14 @@ def _fill(
     layers: Layers,
     missing: list[int],
     progress: Progress | None,
+    adapted: SceneDictionary | None,
 ) -> None:
     """Put the rows of windows ``missing`` into the spool; one is written while the next is computed."""
     parts = runs(missing)
     with ThreadPoolExecutor(1, thread_name_prefix="d2ls-fast-spool") as writer:
         written = writer.submit(lambda: None)
         for part in parts:
-            for number, rows in zip(part, predictor.rows(source, layers, progress, part), strict=True):
+            for number, rows in zip(part, predictor.rows(source, layers, progress, part, adapted), strict=True):
                 written.result()
                 written = writer.submit(spool.put, number, rows)
         written.result()
@@ -120,8 +126,9 @@ def _identity(scene: Path) -> list[Any]:
 def _with_what_is_kept(error: BaseException, spool: Spool, total: int) -> BaseException:
     """``error``, and whether to run again; a spool that nothing can be said for is removed."""
     kept = len(spool.finished(total))
-    if not kept:
+    if not kept and not (spool.folder / DICTIONARIES).exists():
         spool.remove()
         return error
-    note = f"{kept} of {total} rows of windows are kept, the same command goes on from there"
+    what = f"{kept} of {total} rows of windows are" if kept else "what was found of the dictionary is"
+    note = f"{what} kept, the same command goes on from there"
     return type(error)(f"{error}; {note}" if str(error) else note) if isinstance(error, UserError) else error

@@ -32,9 +32,7 @@ class RandomFourierPositions(nn.Module):
             raise ValueError(f"embed_dim must be a positive even number, got {embed_dim}")
         self.register_buffer("frequencies", scale * torch.randn(2, embed_dim // 2))
 
-    def forward(
-        self, height: int, width: int, rows: slice = slice(None), columns: slice = slice(None)
-    ) -> Tensor:
+    def forward(self, height: int, width: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """The encoding of a ``height x width`` grid, ``[height * width, C]`` pixel-major, float32 (float64 as G).
 
         ``rows`` and ``columns`` take that part of the grid only.
