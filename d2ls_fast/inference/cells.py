@@ -31,8 +31,7 @@ def counting_cells(known: NDArray[np.bool_], rows: Axis, row: int, columns: Axis
 def coarse(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The cells of stride 32 in which at least one of the ``cells`` counts."""
     height, width = (length // COARSE for length in cells.shape)
-    blocks: NDArray[np.bool_] = cells.reshape(height, COARSE, width, COARSE).any(axis=(1, 3))
-    return blocks
+    return np.logical_or.reduce(cells.reshape(height, COARSE, width, COARSE), axis=(1, 3))
 
 
 def grid_span(axis: Axis, number: int) -> slice:

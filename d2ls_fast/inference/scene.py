@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -75,10 +76,10 @@ def map_scene(
         missing = share.from_first(prepare)
         spool = Spool(folder, settings)
         try:
-            own = predictor.dictionary == "scene" and bool(missing)
-            with predictor.adapted(source, progress, share, folder) if own else nullcontext() as adapted:
-                part = share.part(missing)
-                share.together(lambda: _fill(spool, predictor, source, _layers(wanted), part, progress, adapted))
+            part, layers = share.part(missing), _layers(wanted)
+            one = predictor.dictionary == "scene" and len(missing) > 0
+            with predictor.adapted(source, progress, share, folder) if one else nullcontext() as adapted:
+                share.together(lambda: _fill(spool, predictor, source, layers, part, progress, adapted))
             products = share.from_first(
                 lambda: write_products(source, spool.rows(total), predictor.card, scene, output, wanted)
             )
@@ -99,7 +100,7 @@ def _fill(
     predictor: Predictor,
     source: Source,
     layers: Layers,
-    missing: list[int],
+    missing: Sequence[int],
     progress: Progress | None,
     adapted: SceneDictionary | None,
 ) -> None:

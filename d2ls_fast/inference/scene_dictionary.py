@@ -92,8 +92,8 @@ class SceneDictionary:
             keep: called in the first process with the dictionaries found so far, after each.
         """
         share, looks = share or Share(), len(self._head.interaction.looks)
-        part = share.part(range(len(self._windows.rows)))
-        passes = looks + 1 - len(self.dictionaries) + (self._head.dynamic and not self.dictionaries)
+        part = cast("range", share.part(range(len(self._windows.rows))))
+        passes = looks + 1 - max(len(self.dictionaries), 0 if self._head.dynamic else 1)
         total = (passes + 1) * len(part) * len(self._windows.columns)
 
         def visited() -> None:
@@ -140,7 +140,7 @@ class SceneDictionary:
         if pooled is None:
             return None
         with self._predictor.computing():
-            highest, mean = pooled.highest, pooled.total / pooled.count
+            highest, mean = pooled.highest, pooled.total / pooled.cells
             halves = (each.float().to(self._predictor.device)[None] for each in (highest, mean))
             return dictionary.mixed(dictionary.mixture.weigh(*halves))
 

@@ -30,15 +30,15 @@ class Looked(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """Maxima and float64 sums over ``count`` cells of the deepest map, each ``[C / 2]``."""
+    """Maxima and float64 sums over so many ``cells`` of the deepest map, each ``[C / 2]``."""
 
     highest: Tensor
     total: Tensor
-    count: int
+    cells: int
 
     def merged(self, other: Pooled) -> Pooled:
         """Those over the cells of both."""
-        return Pooled(torch.maximum(self.highest, other.highest), self.total + other.total, self.count + other.count)
+        return Pooled(torch.maximum(self.highest, other.highest), self.total + other.total, self.cells + other.cells)
 
 
 def merged(summaries: Sequence[Summary]) -> Summary | None:
