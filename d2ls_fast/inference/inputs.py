@@ -10,7 +10,7 @@ from pathlib import Path
 from d2ls_fast.data.raster import EXTENSIONS
 from d2ls_fast.errors import UserError
 
-WRITTEN = ("_labels", "_overlay", "_confidence")
+WRITTEN = ("_labels", "_overlay", "_confidence", "_probabilities")
 
 
 def find_scenes(inputs: Sequence[str]) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from d2ls_fast.inference.predictor import DICTIONARIES, Predictor, Progress
 from d2ls_fast.inference.products import Wanted, write_products
 from d2ls_fast.inference.scene_dictionary import SceneDictionary
 from d2ls_fast.inference.share import Share
-from d2ls_fast.inference.sources import Source, open_scene
+from d2ls_fast.inference.sources import DamagedScene, Source, open_scene
 from d2ls_fast.inference.spool import Spool, runs
 
 
@@ -69,6 +71,8 @@ def map_scene(
         settings |= predictor.identity()
 
         def prepare() -> list[int]:
+            for left in output.glob(f".{glob.escape(scene.stem)}.*.part"):  # of a process that was killed
+                shutil.rmtree(left)
             finished = set(Spool(folder, settings, resume).finished(total))
             return [number for number in range(total) if number not in finished]
 
@@ -125,11 +129,12 @@ def _identity(scene: Path) -> list[Any]:
 
 
 def _with_what_is_kept(error: BaseException, spool: Spool, total: int) -> BaseException:
-    """``error``, and whether to run again; a spool that nothing can be said for is removed."""
+    """``error``, and whether the same command goes on; a spool that it could not go on from is removed."""
     kept = len(spool.finished(total))
-    if not kept and not (spool.folder / DICTIONARIES).exists():
+    found = (spool.folder / DICTIONARIES).exists()
+    if not (kept or found) or isinstance(error, DamagedScene):
         spool.remove()
-        return error
-    what = f"{kept} of {total} rows of windows are" if kept else "what was found of the dictionary is"
-    note = f"{what} kept, the same command goes on from there"
-    return type(error)(f"{error}; {note}" if str(error) else note) if isinstance(error, UserError) else error
+    elif isinstance(error, UserError):
+        what = f"{kept} of {total} rows of windows are" if kept else "what was found of the dictionary is"
+        return UserError(f"{error}; {what} kept, the same command goes on from there")
+    return error

@@ -46,20 +46,20 @@ class Share:
 
 @dataclass(frozen=True)
 class _Outcome:
-    value: Any
-    error: str | None
+    value: Any = None
+    error: UserError | None = None
 
     def result(self) -> Any:
         if self.error is not None:
-            raise UserError(self.error)
+            raise self.error
         return self.value
 
 
 def _outcome(work: Callable[[], Any]) -> _Outcome:
     try:
-        return _Outcome(work(), None)
+        return _Outcome(value=work())
     except UserError as error:
-        return _Outcome(None, str(error))
+        return _Outcome(error=error)
 
 
 @contextmanager

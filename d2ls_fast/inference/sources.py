@@ -23,6 +23,10 @@ Span = tuple[int, int]
 Mask = NDArray[np.bool_]
 
 
+class DamagedScene(UserError):
+    """A part of a scene cannot be read."""
+
+
 class Source(Protocol):
     """A raster that can be read by windows."""
 
@@ -133,7 +137,7 @@ class RasterSource:
                 known = dataset.dataset_mask(**options) > 0
         except RasterioError as error:
             cause = str(error.__cause__ or error).replace(str(self._path), "").strip(" :'")
-            raise UserError(f"{self._path}: damaged or cut short ({cause}); fetch the file again") from None
+            raise DamagedScene(f"{self._path}: damaged or cut short ({cause}); fetch the file again") from None
         return values, known
 
     def _dataset_of_this_thread(self) -> DatasetReader:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import torch
@@ -80,6 +81,7 @@ def test_a_folder_is_mapped(checkpoint: Path, images: Path, tmp_path: Path) -> N
         "photo_overlay.png",
         "scene_confidence.tif",
         "scene_labels.tif",
+        "scene_labels.tif.aux.xml",
         "scene_overlay.png",
     ]
     with rasterio.open(output / "scene_labels.tif") as labels, rasterio.open(images / "scene.tif") as scene:
@@ -96,7 +98,7 @@ def test_options_reach_the_predictor(checkpoint: Path, images: Path, tmp_path: P
         *("--device", "cpu", "--precision", "bf16", "--batch", 2, "--nodata", 0),
     )
     assert result.exit_code == 0, result.output
-    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["scene_labels.tif"]
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {"scene_labels.tif", "scene_labels.tif.aux.xml"}
 
 
 def test_augmentation_reaches_the_model(checkpoint: Path, images: Path, tmp_path: Path) -> None:
@@ -200,6 +202,7 @@ def test_a_scene_cut_short_leaves_the_finished_maps_only(checkpoint: Path, image
         "photo_labels.png",
         "photo_overlay.png",
         "scene_labels.tif",
+        "scene_labels.tif.aux.xml",
         "scene_overlay.png",
     ]
     assert "wrote" in result.stdout
@@ -224,7 +227,7 @@ def test_a_gpu_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = refused(tmp_path / "maps", "--checkpoint", checkpoint, images, "--device", "cuda")
-    assert "--device cuda: PyTorch sees no GPU here" in line
+    assert "device cuda: PyTorch sees no GPU here; use cpu" in line
 
 
 def test_an_unknown_option_is_refused(checkpoint: Path, images: Path, tmp_path: Path) -> None:
@@ -257,3 +260,55 @@ def test_one_dictionary_for_a_scene_is_refused_with_augmentation(
     options = ("--dictionary", "scene", "--tta", "flips")
     line = refused(tmp_path / "maps", "--checkpoint", checkpoint, images, *options)
     assert "dictionary scene: not possible with tta flips" in line
+
+
+def test_all_products_are_written(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "maps"
+    result = run(
+        *("--checkpoint", checkpoint, images / "scene.tif", "--output", output, "--blend", "gaussian", "--window", 64),
+        *("--confidence", "--probabilities", "--polygons", "--smallest-area", 400, "--cog", "--overlap", 32),
+    )
+    assert result.exit_code == 0, result.output
+    with (
+        rasterio.open(output / "scene_probabilities.tif") as probabilities,
+        rasterio.open(images / "scene.tif") as scene,
+    ):
+        assert probabilities.descriptions == ("water", "field", "town")
+        assert (probabilities.crs, probabilities.transform, probabilities.shape) == (
+            scene.crs,
+            scene.transform,
+            scene.shape,
+        )
+    with rasterio.open(output / "scene_labels.tif") as labels:
+        assert labels.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    polygons = pyogrio.raw.read(output / "scene_polygons.gpkg", columns=["class"])
+    assert len(polygons[2]) > 0
+
+
+def test_keep_going_maps_the_rest_and_lists_the_failures(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    (images / "text.tif").write_text("not an image")
+    content = (images / "scene.tif").read_bytes()
+    (images / "cut.tif").write_bytes(content[: len(content) // 2])
+    output = tmp_path / "maps"
+    result = run("--checkpoint", checkpoint, images, "--output", output, "--keep-going", "--no-overlay")
+    assert result.exit_code == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 3, lines
+    assert "text.tif: not a readable" in lines[0]
+    assert "cut.tif: " in lines[1]
+    assert lines[2] == "error: 2 of 4 scenes could not be mapped; mend and map them again"
+    assert {path.name for path in output.iterdir()} == {
+        "photo_labels.png",
+        "scene_labels.tif",
+        "scene_labels.tif.aux.xml",
+    }
+
+
+def test_the_memory_budget_is_kept_or_refused(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    line = refused(tmp_path / "maps", "--checkpoint", checkpoint, images, "--max-memory", "10MB")
+    assert "--max-memory 0.01GB: these scenes need at least" in line
+    assert "not an amount of memory" in refused(
+        tmp_path / "maps", "--checkpoint", checkpoint, images, "--max-memory", "lots"
+    )
+    result = run("--checkpoint", checkpoint, images, "--output", tmp_path / "maps", "--max-memory", "16GB")
+    assert result.exit_code == 0, result.output

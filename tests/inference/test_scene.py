@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import mapping_runs
 import numpy as np
 import pytest
 import rasterio
+from forked_runs import run_forked
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
 from d2ls_fast.errors import UserError
-from d2ls_fast.inference import scene as scene_module
 from d2ls_fast.inference.predictor import Predictor
+from d2ls_fast.inference.products import Wanted, tally
 from d2ls_fast.inference.scene import map_scene
 from d2ls_fast.models.checkpoint import ModelCard
 
@@ -43,9 +46,10 @@ def test_a_geotiff_gives_a_geotiff_in_the_same_place(
     path = write_tif(tmp_path / "scene.tif", image, nodata=0, **PLACE)
     output = tmp_path / "out"
     output.mkdir()
-    result = map_scene(predictor, path, output, confidence=True)
+    result = map_scene(predictor, path, output, Wanted(confidence=True))
     names = ["scene_labels.tif", "scene_confidence.tif", "scene_overlay.png"]
     assert [file.name for file in result.files] == names
+    names.append("scene_labels.tif.aux.xml")  # the classes' names, where GDAL looks for them
     assert sorted(file.name for file in output.iterdir()) == sorted(names)
     expected = expected_labels(pixel_model, card, image)
     expected[:7] = 255
@@ -72,7 +76,7 @@ def test_a_plain_picture_gives_palette_and_grey_png(
     image[..., 3] = 255
     image[:5, :, 3] = 0
     Image.fromarray(image).save(tmp_path / "photo.png")
-    map_scene(predictor, tmp_path / "photo.png", tmp_path, confidence=True)
+    map_scene(predictor, tmp_path / "photo.png", tmp_path, Wanted(confidence=True))
     labels = Image.open(tmp_path / "photo_labels.png")
     expected = expected_labels(pixel_model, card, np.moveaxis(image[..., :3], -1, 0))
     expected[:5] = 255  # transparent
@@ -105,7 +109,7 @@ def test_the_bands_are_taken_in_model_order(
     image = make_image(40, 40)
     card.bands[:] = [4, 2, 3]
     stored = np.stack([np.zeros_like(image[0]), image[1], image[2], image[0]])
-    map_scene(predictor, write_tif(tmp_path / "s.tif", stored, **PLACE), tmp_path, with_overlay=False)
+    map_scene(predictor, write_tif(tmp_path / "s.tif", stored, **PLACE), tmp_path, Wanted(overlay=False))
     with rasterio.open(tmp_path / "s_labels.tif") as labels:
         assert np.array_equal(labels.read(1), expected_labels(pixel_model, card, image))
     assert not (tmp_path / "s_overlay.png").exists()
@@ -150,7 +154,7 @@ def test_undeclared_nodata_can_be_named(tmp_path: Path, predictor: Predictor, ma
 def test_a_large_scene_has_a_shrunken_overlay(
     tmp_path: Path, predictor: Predictor, make_image: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scene_module, "OVERLAY_SIDE", 50)
+    monkeypatch.setattr(tally, "OVERLAY_SIDE", 50)
     for name, image in (("a.tif", make_image(203, 97)), ("b.png", None)):
         if image is not None:
             write_tif(tmp_path / name, image, **PLACE)
@@ -170,26 +174,117 @@ def test_a_damaged_scene_leaves_nothing(tmp_path: Path, predictor: Predictor, ma
     output = tmp_path / "out"
     output.mkdir()
     with pytest.raises(UserError, match=r"s\.tif: damaged or cut short"):
-        map_scene(predictor, path, output, confidence=True)
+        map_scene(predictor, path, output, Wanted(confidence=True))
     assert list(output.iterdir()) == []
 
 
-def test_an_interruption_leaves_nothing_and_keeps_the_earlier_map(
-    tmp_path: Path, predictor: Predictor, make_image: Any
+@pytest.mark.parametrize("after", [1, 5, 12, 20])
+def test_an_interrupted_map_goes_on_to_the_same_bytes(
+    after: int, tmp_path: Path, predictor: Predictor, make_image: Any, pixel_model: Any
 ) -> None:
-    path = write_tif(tmp_path / "s.tif", make_image(300, 100), **PLACE)
+    path = write_tif(tmp_path / "s.tif", make_image(300, 200), **PLACE)
+    wanted = Wanted(confidence=True, probabilities=True, polygons=True)
+    whole = map_scene(predictor, path, tmp_path / "whole", wanted)
     output = tmp_path / "out"
     output.mkdir()
     (output / "s_labels.tif").write_text("earlier")
 
     def interrupt(done: int, total: int) -> None:
-        if done > total // 2:
+        if done > after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        map_scene(predictor, path, output, progress=interrupt)
-    assert [file.name for file in output.iterdir()] == ["s_labels.tif"]
+        map_scene(predictor, path, output, wanted, progress=interrupt)
+    assert [file.name for file in output.iterdir() if file.name[0] != "."] == ["s_labels.tif"]
     assert (output / "s_labels.tif").read_text() == "earlier"
+    pixel_model.sizes.clear()
+    map_scene(predictor, path, output, wanted)
+    assert sum(size[0] for size in pixel_model.sizes) <= 24 - (after // 4 - 1) * 4  # 6 rows of 4; one is seen again
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()
+    }
+    assert {file.name for file in whole.files} <= {file.name for file in output.iterdir()}
+
+
+@pytest.mark.parametrize("change", ["model", "settings", "scene", "restart"])
+def test_what_another_map_left_is_not_taken(
+    change: str, tmp_path: Path, predictor: Predictor, make_image: Any, pixel_model: Any, card: ModelCard
+) -> None:
+    path = write_tif(tmp_path / "s.tif", make_image(300, 100), **PLACE)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        map_scene(predictor, path, tmp_path, progress=interrupt)
+    assert list(tmp_path.glob(".s.partial/*.rows"))
+    if change == "model":
+        pixel_model.weight.data.neg_()
+    elif change == "settings":
+        predictor = Predictor((pixel_model, card), window=64, overlap=16)
+    elif change == "scene":
+        write_tif(path, make_image(300, 100)[::-1], **PLACE)
+    map_scene(predictor, path, tmp_path, resume=change != "restart")
+    whole = tmp_path / "whole"
+    map_scene(predictor, path, whole)
+    assert (tmp_path / "s_labels.tif").read_bytes() == (whole / "s_labels.tif").read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["window", "spool", "products", "rename"])
+def test_a_killed_map_goes_on_to_the_same_bytes(moment: str, tmp_path: Path, make_image: Any) -> None:
+    path = write_tif(tmp_path / "s.tif", make_image(300, 200), **PLACE)
+    assert run_forked(mapping_runs.map_once, path, tmp_path / "whole", "") == [0]
+    assert run_forked(mapping_runs.map_once, path, tmp_path / "out", moment) == [-9]
+    assert not (tmp_path / "out" / "s_overlay.png").exists() or moment == "rename"
+    assert run_forked(mapping_runs.map_once, path, tmp_path / "out", "") == [0]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize("height", [40, 300])
+def test_processes_map_a_scene_together(height: int, tmp_path: Path, make_image: Any) -> None:
+    path = write_tif(tmp_path / "s.tif", make_image(height, 200), **PLACE)
+    assert run_forked(mapping_runs.map_once, path, tmp_path / "one", "") == [0]
+    assert run_forked(mapping_runs.map_together, path, tmp_path / "two", processes=2) == [0, 0]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "two").iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()
+    }
+
+
+def test_an_unreadable_tile_in_the_middle_leaves_nothing(tmp_path: Path, predictor: Predictor, make_image: Any) -> None:
+    path = tmp_path / "s.tif"
+    write_tif(path, make_image(512, 128), tiled=True, blockxsize=64, blockysize=64, compress="deflate", **PLACE)
+    with rasterio.open(path) as dataset:
+        offset = int(dataset.get_tag_item("BLOCK_OFFSET_0_6", "TIFF", 1))
+    content = path.read_bytes()
+    path.write_bytes(content[:offset] + bytes(200) + content[offset + 200 :])
+    with pytest.raises(UserError, match=r"s\.tif: damaged or cut short") as error:
+        map_scene(predictor, path, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, make_image: Any) -> None:
+    path = write_tif(tmp_path / "s.tif", make_image(300, 200), **PLACE)
+    assert run_forked(mapping_runs.map_once, path, tmp_path / "whole", "") == [0]
+    assert run_forked(mapping_runs.map_on_full_disk, path, tmp_path / "out", tmp_path / "error") == [0]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [".s.partial"]
+    assert re.fullmatch(
+        r"\S+s_\w+\.\w+: cannot be written \(.*\); choose .* free space; 6 of 6 rows of windows are kept, "
+        r"the same command goes on from there",
+        (tmp_path / "error").read_text(),
+    )
+    assert run_forked(mapping_runs.map_once, path, tmp_path / "out", "") == [0]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_a_file_that_vanishes_is_named(tmp_path: Path, predictor: Predictor) -> None:
+    with pytest.raises(UserError, match=r"gone\.tif: no such file"):
+        map_scene(predictor, tmp_path / "gone.tif", tmp_path / "out")
 
 
 def test_complex_values_are_refused(tmp_path: Path, predictor: Predictor) -> None:

@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.shutil import copy
 from rasterio.windows import Window
 
-from d2ls_fast.inference.products.tiff_check import check_tiles
+from d2ls_fast.inference.products.tiff_check import LOST, check_geotiff
 
 BLOCK = 512
 CACHE_MB = 64
@@ -101,14 +101,16 @@ class GeoTiffWriter:
         """Write the last rows and the overviews, and check that all of it reached the disk."""
         self._put()
         self.dataset.close()
+        factors = _factors(max(self._height, self._width))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            check_geotiff(self._plain, [], BLOCK)
             if self._cog:
                 self._copy_to_cog()
-            elif factors := self._factors():
+            elif factors:
                 with rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=BLOCK), rasterio.open(self._path, "r+") as dataset:
                     dataset.build_overviews(factors, self._overviews)
-            check_tiles(self._path, BLOCK)
+            check_geotiff(self._path, factors, BLOCK)
 
     def _put(self) -> None:
         if not self._gathered:
@@ -121,23 +123,20 @@ class GeoTiffWriter:
         self._written += self._gathered
         self._gathered = 0
 
-    def _factors(self) -> list[int]:
-        longest, factors = max(self._height, self._width), [2]
-        while longest > BLOCK * factors[-1]:
-            factors.append(2 * factors[-1])
-        return factors if longest > BLOCK else []
-
     def _copy_to_cog(self) -> None:
-        copy(
-            self._plain,
-            self._path,
-            driver="COG",
-            BLOCKSIZE=BLOCK,
-            COMPRESS="DEFLATE",
-            PREDICTOR="FLOATING_POINT" if self._predictor == 3 else "NO",
-            OVERVIEW_RESAMPLING=self._overviews.name.upper(),
-            BIGTIFF="IF_SAFER",
-        )
+        try:
+            copy(
+                self._plain,
+                self._path,
+                driver="COG",
+                BLOCKSIZE=BLOCK,
+                COMPRESS="DEFLATE",
+                PREDICTOR="FLOATING_POINT" if self._predictor == 3 else "NO",
+                OVERVIEW_RESAMPLING=self._overviews.name.upper(),
+                BIGTIFF="IF_SAFER",
+            )
+        except SystemError:  # rasterio's way to say that GDAL failed without a reason
+            raise OSError(LOST) from None
         self._plain.unlink()
 
     def __enter__(self) -> GeoTiffWriter:
@@ -147,3 +146,11 @@ class GeoTiffWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.dataset.close()
+
+
+def _factors(length: int) -> list[int]:
+    """The overviews of a raster with the longer side ``length``: halved until it fits one tile."""
+    factors = []
+    while length > BLOCK * 2 ** len(factors):
+        factors.append(2 ** (len(factors) + 1))
+    return factors

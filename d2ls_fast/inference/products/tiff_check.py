@@ -1,4 +1,4 @@
-"""Does a TIFF hold all its tiles?"""
+"""Does a TIFF hold all that was written?"""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from itertools import product
 from pathlib import Path
 
 import rasterio
+from rasterio import DatasetReader
+from rasterio.enums import MaskFlags
+from rasterio.windows import Window
+
+LOST = "not all of it reached the disk"
 
 
-def check_tiles(path: Path, tile: int) -> None:
-    """Every tile of every band and overview of the GeoTIFF at ``path`` has a place that lies within the file.
+def check_geotiff(path: Path, factors: list[int], tile: int) -> None:
+    """The GeoTIFF at ``path`` has overviews of the ``factors``; every tile of every band has a place within the file.
 
     GDAL does not report every failure of a write, least of all of those that happen when a file is closed.
 
     Raises:
-        OSError: a tile is missing or cut off.
+        OSError: an overview or a tile is missing or cut off.
+        RasterioError: the file cannot be read at all.
     """
     size = path.stat().st_size
     with rasterio.open(path) as dataset:
-        levels = [(None, 1), *enumerate(dataset.overviews(1))]
-        for band, (level, factor) in product(dataset.indexes, levels):
+        if any(dataset.overviews(band) != factors for band in dataset.indexes):
+            raise OSError(LOST)
+        for band, (level, factor) in product(dataset.indexes, [(None, 1), *enumerate(factors)]):
             down, across = (math.ceil(math.ceil(length / factor) / tile) for length in dataset.shape)
             for y, x in product(range(down), range(across)):
                 start, length = (
@@ -28,4 +35,18 @@ def check_tiles(path: Path, tile: int) -> None:
                     for item in ("OFFSET", "SIZE")
                 )
                 if not start or not length or start + length > size:
-                    raise OSError("not all of it reached the disk")
+                    raise OSError(LOST)
+        masked = MaskFlags.per_dataset in dataset.mask_flag_enums[0]
+        if masked:
+            _read_mask(dataset, tile)
+    for level in range(len(factors) if masked else 0):
+        with rasterio.open(path, overview_level=level) as overview:
+            _read_mask(overview, tile)
+
+
+def _read_mask(dataset: DatasetReader, rows: int) -> None:
+    """GDAL does not say where the tiles of a mask are: read it."""
+    if MaskFlags.per_dataset not in dataset.mask_flag_enums[0]:
+        raise OSError(LOST)
+    for top in range(0, dataset.height, rows):
+        dataset.read_masks(1, window=Window(0, top, dataset.width, min(rows, dataset.height - top)))

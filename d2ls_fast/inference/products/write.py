@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -140,5 +139,5 @@ def _writing(path: Path) -> Iterator[None]:
     """Inside the block, what a library cannot write is a :class:`UserError` that names ``path``."""
     try:
         yield
-    except (OSError, RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, sqlite3.Error) as error:
+    except (OSError, RasterioError, CPLE_BaseError, DataSourceError, DataLayerError) as error:
         raise unwritable(path, error.__cause__ if isinstance(error.__cause__, CPLE_BaseError) else error) from None

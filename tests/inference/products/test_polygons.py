@@ -72,7 +72,7 @@ def test_arms_that_meet_late_are_one_area_and_an_island_is_a_hole() -> None:
 
 def test_corners_do_not_connect() -> None:
     checkers = np.indices((6, 6)).sum(axis=0).astype(np.uint8) % 2
-    values, polygons = in_strips(checkers, 1)
+    _, polygons = in_strips(checkers, 1)
     assert len(polygons) == 36
     assert (shapely.area(polygons) == 1).all()
 
