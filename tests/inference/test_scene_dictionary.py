@@ -252,29 +252,35 @@ class Pair(Share):
         return both
 
 
-def test_two_processes_find_the_bits_that_one_finds(make_model: Make, card: ModelCard, make_image: Any) -> None:
-    model, source = make_model(stages=2), ArraySource(make_image(170, 100))
-    predictor = Predictor((model, card), "cpu", window=64, overlap=32, dictionary="scene")
+def test_two_processes_map_to_the_bytes_of_one(
+    tmp_path: Path, make_model: Make, card: ModelCard, make_image: Any
+) -> None:
+    scene = write_picture(tmp_path / "scene.png", make_image(170, 100))
+    predictor = Predictor((make_model(stages=2), card), "cpu", window=64, overlap=32, dictionary="scene")
 
-    def found(share: Share) -> list[Tensor]:
-        with predictor.adapted(source, share=share) as adapted:
-            return adapted.dictionaries
+    def mapping(folder: str, share: Share) -> None:
+        map_scene(predictor, scene, tmp_path / folder, Wanted(probabilities=True, overlay=False), share=share)
 
+    mapping("one", Share())
     outcomes, barrier = [None, None], threading.Barrier(2)
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(found, [Pair(rank, outcomes, barrier) for rank in range(2)]))
-    alone = found(Share())
-    assert len(alone) == 4  # D_0, two stages, the last look
-    for pair in both:
-        assert all(torch.equal(one, other) for one, other in zip(alone, pair, strict=True))
+        list(pool.map(mapping, ["two", "two"], [Pair(rank, outcomes, barrier) for rank in range(2)]))
+    one, two = ([path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in ("one", "two"))
+    assert one == two
+    assert len(one) == 2
+
+
+def write_picture(path: Path, image: np.ndarray) -> Path:
+    """``image`` of 0..1000 as an 8-bit RGB PNG."""
+    Image.fromarray(np.moveaxis((image // 4).astype(np.uint8), 0, 2)).save(path)
+    return path
 
 
 @pytest.mark.parametrize("stop", [5, 20, 38, 50, 55])
 def test_an_interrupted_map_goes_on_to_the_same_bytes(
     stop: int, tmp_path: Path, make_model: Make, card: ModelCard, make_image: Any
 ) -> None:
-    image = make_image(130, 100)
-    Image.fromarray(np.moveaxis((image // 4).astype(np.uint8), 0, 2)).save(tmp_path / "scene.png")
+    scene = write_picture(tmp_path / "scene.png", make_image(130, 100))
     predictor = Predictor(
         (make_model(stages=2), card), "cpu", window=64, overlap=32, dictionary="scene", features="disk"
     )
@@ -285,9 +291,9 @@ def test_an_interrupted_map_goes_on_to_the_same_bytes(
         if len(calls) == stop:
             raise KeyboardInterrupt
 
-    map_scene(predictor, tmp_path / "scene.png", tmp_path / "whole", Wanted(overlay=False))
+    map_scene(predictor, scene, tmp_path / "whole", Wanted(overlay=False))
     with pytest.raises(KeyboardInterrupt):
-        map_scene(predictor, tmp_path / "scene.png", tmp_path / "part", Wanted(overlay=False), progress=interrupt)
+        map_scene(predictor, scene, tmp_path / "part", Wanted(overlay=False), progress=interrupt)
     partial = tmp_path / "part" / ".scene.partial"
     assert not list(partial.glob("features*"))
     assert calls[0][1] == 12 * 5  # three looks, the pooling and the classification of 4 x 3 windows
@@ -297,7 +303,7 @@ def test_an_interrupted_map_goes_on_to_the_same_bytes(
     again: list[tuple[int, int]] = []
     map_scene(
         predictor,
-        tmp_path / "scene.png",
+        scene,
         tmp_path / "part",
         Wanted(overlay=False),
         progress=lambda *counts: again.append(counts),
