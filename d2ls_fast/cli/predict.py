@@ -38,6 +38,13 @@ class Blend(str, Enum):
     none = "none"
 
 
+class Dictionary(str, Enum):
+    """What shares one adapted dictionary."""
+
+    window = "window"
+    scene = "scene"
+
+
 def torch_dtype(precision: Precision) -> torch.dtype:
     """What PyTorch calls it."""
     import torch
@@ -81,6 +88,10 @@ def predict(
     tta_merge: Annotated[
         str, typer.Option("--tta-merge", help="what the mean over its passes is taken of", metavar=MERGES)
     ] = "logits",
+    dictionary: Annotated[
+        Dictionary,
+        typer.Option("--dictionary", help="of D2LS: adapted to every window, or one to the whole scene (more passes)"),
+    ] = Dictionary.window,
     device: Annotated[Device, typer.Option("--device", help="where the model runs")] = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="of the model's products")] = Precision.fp32,
     compiled: Annotated[bool, typer.Option("--compile", help="run the model through torch.compile")] = False,
@@ -114,6 +125,7 @@ def predict(
         batch=batch,
         tta=tta,
         tta_merge=tta_merge,
+        dictionary=dictionary.value,
     )
     wanted = Wanted(
         confidence=confidence,

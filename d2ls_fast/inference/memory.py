@@ -103,6 +103,7 @@ def fit(
 ) -> None:
     """Set the ``predictor``'s window and batch so that mapping any of ``scenes`` stays under ``limit`` bytes.
 
+    What is left over may hold pixels between the passes of a scene's dictionary.
     Of several that fit, the largest window is taken, and then the largest batch; neither becomes larger than it is.
 
     Args:
@@ -131,6 +132,7 @@ def fit(
             least = int(base + MARGIN * (model * batch + rows + reading + sums))
             if least <= limit:
                 predictor.resize(side, min(predictor.overlap, side // 2), batch)
+                predictor.feature_memory = limit - least
                 return
     raise UserError(
         f"--max-memory {limit / 2**30:.2f}GB: these scenes need at least {least / 2**30 + 0.01:.2f}GB with windows of "

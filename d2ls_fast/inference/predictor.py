@@ -6,10 +6,13 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from typing import Any, Literal, overload
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -18,17 +21,30 @@ from torch import Tensor, nn
 
 import d2ls_fast
 from d2ls_fast.errors import UserError
+from d2ls_fast.inference.features import MEMORY, Features, FeatureStore
 from d2ls_fast.inference.mosaic import Layers, Mosaic, Window
 from d2ls_fast.inference.products.rows import NODATA, MapRows
-from d2ls_fast.inference.scoring import WindowReader, scored
+from d2ls_fast.inference.scene_dictionary import (
+    SceneDictionary,
+    check_scene_dictionary,
+    keep_dictionaries,
+    load_dictionaries,
+)
+from d2ls_fast.inference.scoring import WindowImage, WindowReader, scored, stacked
+from d2ls_fast.inference.share import Share
 from d2ls_fast.inference.sources import ArraySource, Source, has_data
 from d2ls_fast.inference.tta import TTA
 from d2ls_fast.inference.windows import Axis, Blend, blend_weights, window_starts
+from d2ls_fast.models.base import STRIDE
 from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint
+from d2ls_fast.models.head import D2LSHead
 
 SMALLEST = 32  # the model's deepest map has stride 32
 
 Progress = Callable[[int, int], None]
+DictionaryOf = Literal["window", "scene"]
+DICTIONARIES = "dictionaries.safetensors"
+Result = TypeVar("Result")
 
 
 class Predictor:
@@ -54,6 +70,11 @@ class Predictor:
         tta: a preset of :data:`~d2ls_fast.inference.tta.PRESETS`, applied to every window; its scales are on top of the
             card's.
         tta_merge: the mean is taken of ``logits`` or of ``probabilities``.
+        dictionary: of a D2LS model: ``window`` adapts one to every window, as in training; ``scene`` adapts one to the
+            whole scene, in several passes over its windows, which then lie on a grid of 32 model pixels; see
+            :class:`~d2ls_fast.inference.scene_dictionary.SceneDictionary`.
+        features: where the windows' pixels are between those passes; see
+            :class:`~d2ls_fast.inference.features.FeatureStore`. It changes the time, not the map.
 
     Raises:
         UserError: no such checkpoint or device, an option outside its range, or more than 255 classes.
@@ -72,6 +93,8 @@ class Predictor:
         batch: int | None = None,
         tta: str = "none",
         tta_merge: str = "logits",
+        dictionary: DictionaryOf = "window",
+        features: Features = "auto",
     ) -> None:
         model, self.card = checkpoint if isinstance(checkpoint, tuple) else load_checkpoint(checkpoint)
         if len(self.card.classes) > NODATA:
@@ -81,7 +104,15 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self._scores: Callable[[Tensor], Tensor] = torch.compile(self.model) if compile else self.model
         self.blend, self._compiled = blend, compile
+        self.dictionary, self.features, self.feature_memory = dictionary, features, MEMORY
+        for name, value, known in (("dictionary", dictionary, DictionaryOf), ("features", features, Features)):
+            if value not in get_args(known):
+                raise UserError(f"{name} {value!r}: no such setting; take {', '.join(get_args(known))}")
         self.resize(window, overlap, batch)
+        if dictionary == "scene":
+            check_scene_dictionary(self.model, self.tta, self.window, self.overlap)
+            backbone: Any = self.model.backbone
+            self._backbone: Callable[[Tensor], Sequence[Tensor]] = torch.compile(backbone) if compile else backbone
 
     def resize(self, window: int | None, overlap: int | None, batch: int | None) -> None:
         """Take these windows and batches from now on; the defaults are the constructor's.
@@ -108,7 +139,8 @@ class Predictor:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        options = [self.device.type, str(self.dtype), self._compiled, self.blend, *self._sizes, str(self.tta)]
+        options = [self.device.type, str(self.dtype), self._compiled, self.blend, *self._sizes]
+        options += [str(self.tta), self.dictionary]
         versions = {"d2ls_fast": d2ls_fast.__version__, "torch": torch.__version__}
         return {"weights": digest.hexdigest(), "card": asdict(self.card), "options": options, **versions}
 
@@ -186,7 +218,8 @@ class Predictor:
 
     def axes(self, source: Source) -> tuple[Axis, Axis]:
         """The rows and the columns of windows that ``source`` is cut into."""
-        options = (self.card.scale, self.window, self.overlap, self.blend)
+        grid = STRIDE if self.dictionary == "scene" else 1
+        options = (self.card.scale, self.window, self.overlap, self.blend, grid)
         return Axis(source.height, *options), Axis(source.width, *options)
 
     def rows(
@@ -195,6 +228,7 @@ class Predictor:
         layers: Layers | None = None,
         progress: Progress | None = None,
         part: range | None = None,
+        adapted: SceneDictionary | None = None,
     ) -> Iterator[MapRows]:
         """The map of ``source`` from top to bottom, the rows that each row of windows finishes.
 
@@ -204,7 +238,12 @@ class Predictor:
             progress: called with how many windows are done, of how many.
             part: these rows of windows only, and the rows of the map that they finish; the result is the same part of
                 the whole.
+            adapted: the scene's own dictionary; found first where there is to be one and it is not given.
         """
+        if adapted is None and self.dictionary == "scene":
+            with self.adapted(source, progress) as adapted:
+                yield from self.rows(source, layers, progress, part, adapted)
+            return
         rows, columns = self.axes(source)
         part = range(len(rows)) if part is None else part
         if not len(part):
@@ -212,7 +251,8 @@ class Predictor:
         first = rows.before(part.start)
         mosaic = Mosaic(rows, columns, len(self.card.classes), layers or Layers(), self.device, first)
         reader = WindowReader(source, rows, columns, self.card.mean, self.card.std)
-        total, count = (part.stop - first) * len(columns), itertools.count(1)
+        done = adapted.done if adapted else 0
+        total, count = done + (part.stop - first) * len(columns), itertools.count(done + 1)
 
         def counted(windows: Iterator[Window]) -> Iterator[Window]:
             for window in windows:
@@ -223,17 +263,71 @@ class Predictor:
         with closing(reader.read(range(first, part.stop), 2 * self.batch)) as images:
             for number in range(first, part.stop):
                 row = itertools.islice(images, len(columns))
-                finished = mosaic.add(number, counted(scored(row, self.probabilities, self.batch)))
+                classify = partial(adapted.classify, number) if adapted else self._classify
+                finished = mosaic.add(number, counted(scored(row, classify, self.batch)))
                 if number in part:
                     yield finished
 
-    @torch.inference_mode()
+    @contextmanager
+    def adapted(
+        self,
+        source: Source,
+        progress: Progress | None = None,
+        share: Share | None = None,
+        folder: Path | None = None,
+    ) -> Iterator[SceneDictionary]:
+        """The dictionary of the whole ``source``; afterwards the pixels that were kept for it are deleted.
+
+        Args:
+            source: the scene.
+            progress, share: see :meth:`~d2ls_fast.inference.scene_dictionary.SceneDictionary.find`.
+            folder: keeps what was found of it, for the next call, and is used for pixels on disk.
+        """
+        share = share or Share()
+        with tempfile.TemporaryDirectory(prefix="d2ls-fast-") as temporary:
+            rows, columns = self.axes(source)
+            windows = len(share.part(range(len(rows)))) * len(columns)
+            pixels = (folder or Path(temporary)) / f"features-{share.rank}"
+            store = FeatureStore(self.features, windows, self.feature_memory, pixels, share.size)
+            found = share.from_first(lambda: load_dictionaries(folder / DICTIONARIES)) if folder else []
+            with closing(store):
+                adapted = SceneDictionary(self, source, store, found)
+                adapted.find(share, progress, partial(keep_dictionaries, folder / DICTIONARIES) if folder else None)
+                yield adapted
+
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities float32 ``[B, K, h, w]`` of normalised windows, on the device."""
+        parts = self._in_parts(lambda part: self.tta(self._scores, part).float().softmax(dim=1), images)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def embedded(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What a D2LS model's dictionary meets in each of some normalised windows, on the device.
+
+        The pixels ``[1, N, C]`` in the predictor's dtype, and the backbone's deepest map ``[1, c, h, w]``.
+        """
+
+        def run(part: Tensor) -> list[tuple[Tensor, Tensor]]:
+            maps = self._backbone(part)
+            pixels = cast("D2LSHead", self.model.head).neck(maps).to(self.dtype)
+            return list(zip(pixels.split(1), maps[-1].split(1), strict=True))
+
+        return [each for part in self._in_parts(run, images) for each in part]
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The precision that was asked for, and no gradients."""
         mixed = self.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype if mixed else None, mixed):
+            yield
+
+    def _classify(self, windows: Sequence[WindowImage]) -> Tensor:
+        return self.probabilities(stacked(windows))
+
+    def _in_parts(self, run: Callable[[Tensor], Result], images: Tensor) -> list[Result]:
+        """``run`` on the device with all ``images`` at once, or with parts of them that fit its memory."""
         try:
-            with torch.autocast(self.device.type, dtype=self.dtype if mixed else None, enabled=mixed):
-                return self.tta(self._scores, images.to(self.device)).float().softmax(dim=1)
+            with self.computing():
+                return [run(images.to(self.device))]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -245,7 +339,7 @@ class Predictor:
             torch.cuda.empty_cache()
         self.batch = max(1, min(self.batch, len(images) // 2))
         self.tta.batch = max(1, self.tta.batch // 2)
-        return torch.cat([self.probabilities(part) for part in images.split(self.batch)])
+        return [each for part in images.split(self.batch) for each in self._in_parts(run, part)]
 
 
 def find_device(name: str | torch.device) -> torch.device:

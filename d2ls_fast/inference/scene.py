@@ -5,15 +5,18 @@ from __future__ import annotations
 import glob
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d2ls_fast.errors import UserError
 from d2ls_fast.inference.mosaic import Layers
-from d2ls_fast.inference.predictor import Predictor, Progress
+from d2ls_fast.inference.predictor import DICTIONARIES, Predictor, Progress
 from d2ls_fast.inference.products import Wanted, write_products
+from d2ls_fast.inference.scene_dictionary import SceneDictionary
 from d2ls_fast.inference.share import Share
 from d2ls_fast.inference.sources import DamagedScene, Source, open_scene
 from d2ls_fast.inference.spool import Spool, runs
@@ -77,7 +80,10 @@ def map_scene(
         missing = share.from_first(prepare)
         spool = Spool(folder, settings)
         try:
-            share.together(lambda: _fill(spool, predictor, source, _layers(wanted), share.part(missing), progress))
+            part, layers = share.part(missing), _layers(wanted)
+            one = predictor.dictionary == "scene" and len(missing) > 0
+            with predictor.adapted(source, progress, share, folder) if one else nullcontext() as adapted:
+                share.together(lambda: _fill(spool, predictor, source, layers, part, progress, adapted))
             products = share.from_first(
                 lambda: write_products(source, spool.rows(total), predictor.card, scene, output, wanted)
             )
@@ -98,15 +104,16 @@ def _fill(
     predictor: Predictor,
     source: Source,
     layers: Layers,
-    missing: list[int],
+    missing: Sequence[int],
     progress: Progress | None,
+    adapted: SceneDictionary | None,
 ) -> None:
     """Put the rows of windows ``missing`` into the spool; one is written while the next is computed."""
     parts = runs(missing)
     with ThreadPoolExecutor(1, thread_name_prefix="d2ls-fast-spool") as writer:
         written = writer.submit(lambda: None)
         for part in parts:
-            for number, rows in zip(part, predictor.rows(source, layers, progress, part), strict=True):
+            for number, rows in zip(part, predictor.rows(source, layers, progress, part, adapted), strict=True):
                 written.result()
                 written = writer.submit(spool.put, number, rows)
         written.result()
@@ -124,8 +131,10 @@ def _identity(scene: Path) -> list[Any]:
 def _with_what_is_kept(error: BaseException, spool: Spool, total: int) -> BaseException:
     """``error``, and whether the same command goes on; a spool that it could not go on from is removed."""
     kept = len(spool.finished(total))
-    if not kept or isinstance(error, DamagedScene):
+    found = (spool.folder / DICTIONARIES).exists()
+    if not (kept or found) or isinstance(error, DamagedScene):
         spool.remove()
     elif isinstance(error, UserError):
-        return UserError(f"{error}; {kept} of {total} rows of windows are kept, the same command goes on from there")
+        what = f"{kept} of {total} rows of windows are" if kept else "what was found of the dictionary is"
+        return UserError(f"{error}; {what} kept, the same command goes on from there")
     return error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from d2ls_fast.inference.ahead import ahead
 from d2ls_fast.inference.mosaic import Window
@@ -56,28 +57,35 @@ class WindowReader:
         # A missing pixel becomes 0, the mean of the training images: neutral to the network and to resampling.
         image = torch.from_numpy(np.where(known, pixels, np.float32(0)))
         rows, columns = self._rows, self._columns
-        image = rows.into.apply(image, 1, rows.starts[row], rows.end(row))
-        image = columns.into.apply(image, 2, columns.starts[column], columns.end(column))
-        return WindowImage(column, image, known)
+        image = columns.into.apply(rows.into.apply(image, 1, *rows.inside(row)), 2, *columns.inside(column))
+        below, right = rows.window - image.shape[1], columns.window - image.shape[2]
+        return WindowImage(column, pad(image, (0, right, 0, below), mode="replicate"), known)
 
 
-def scored(windows: Iterator[WindowImage], classify: Callable[[Tensor], Tensor], batch: int) -> Iterator[Window]:
-    """The ``windows`` in their order with class probabilities, ``batch`` of those that hold data per model call.
+Classify = Callable[[Sequence[WindowImage]], Iterable[Tensor]]
+"""Windows that hold data -> their probabilities, float32 ``[K, h, w]`` each."""
 
-    Args:
-        classify: images ``[B, bands, h, w]`` -> probabilities float32 ``[B, K, h, w]``.
-    """
+
+def scored(windows: Iterator[WindowImage], classify: Classify, batch: int) -> Iterator[Window]:
+    """The ``windows`` in their order with class probabilities, ``batch`` of those that hold data per model call."""
+    for group in batches(windows, batch):
+        with_data = [window for window in group if window.image is not None]
+        probabilities = iter(classify(with_data) if with_data else ())
+        for window in group:
+            yield Window(window.column, None if window.image is None else next(probabilities), window.known)
+
+
+def batches(windows: Iterable[WindowImage], batch: int) -> Iterator[list[WindowImage]]:
+    """``windows`` in runs that end with the ``batch``-th window that holds data; the last may hold fewer."""
     waiting: list[WindowImage] = []
     for window in windows:
         waiting.append(window)
         if sum(each.image is not None for each in waiting) == batch:
-            yield from _classified(waiting, classify)
+            yield waiting
             waiting = []
-    yield from _classified(waiting, classify)
+    yield waiting
 
 
-def _classified(windows: Sequence[WindowImage], classify: Callable[[Tensor], Tensor]) -> Iterator[Window]:
-    images = [window.image for window in windows if window.image is not None]
-    probabilities = iter(classify(torch.stack(images)) if images else ())
-    for window in windows:
-        yield Window(window.column, None if window.image is None else next(probabilities), window.known)
+def stacked(windows: Sequence[WindowImage]) -> Tensor:
+    """The images of ``windows`` that all hold data, ``[B, bands, h, w]``."""
+    return torch.stack([window.image for window in windows if window.image is not None])

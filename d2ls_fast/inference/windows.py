@@ -119,16 +119,20 @@ class Axis:
         scale: model pixels per pixel of the scene.
         window, overlap: in model pixels.
         blend: see :func:`blend_weights`.
+        grid: windows start and end at multiples of so many model pixels, which must divide ``window``. The axis then
+            ends at one too: ``length`` counts the pixels that repeat the last one of the scene.
     """
 
-    def __init__(self, source: int, scale: float, window: int, overlap: int, blend: Blend) -> None:
+    def __init__(self, source: int, scale: float, window: int, overlap: int, blend: Blend, grid: int = 1) -> None:
         self.source = source
-        self.length = max(1, round(source * scale))
+        self.content = max(1, round(source * scale))
+        steps = math.ceil(self.content / grid)
+        self.length, self.grid = steps * grid, grid
         self.window = min(window, self.length)
-        self.starts = window_starts(self.length, window, overlap)
+        self.starts = [grid * start for start in window_starts(steps, window // grid, math.ceil(overlap / grid))]
         self.weights = blend_weights(self.starts, window, self.length, blend)
-        self.into = AxisResampler(source, self.length)
-        self.back = AxisResampler(self.length, source)
+        self.into = AxisResampler(source, self.content)
+        self.back = AxisResampler(self.content, source)
 
     def __len__(self) -> int:
         """How many windows there are."""
@@ -138,9 +142,20 @@ class Axis:
         """The model pixel after window ``number``."""
         return self.starts[number] + self.window
 
+    def inside(self, number: int) -> tuple[int, int]:
+        """The model pixels (first, end) of window ``number`` that lie in the scene."""
+        return self.starts[number], min(self.end(number), self.content)
+
+    def owned(self, number: int) -> tuple[int, int]:
+        """The model pixels (first, end) that are window ``number``'s alone: overlaps are cut in the middle, on the
+        grid."""
+        cuts = [(left + right + self.window) // 2 // self.grid * self.grid for left, right in pairwise(self.starts)]
+        bounds = [0, *cuts, self.length]
+        return bounds[number], bounds[number + 1]
+
     def read(self, number: int) -> tuple[int, int]:
         """The scene's pixels (first, end) that window ``number`` is made of."""
-        return self.into.span(self.starts[number], self.end(number))
+        return self.into.span(*self.inside(number))
 
     def finished(self, count: int) -> int:
         """How many pixels of the scene, from the first, are final once the first ``count`` windows are in."""

@@ -31,13 +31,19 @@ class MixtureWeights(nn.Module):
 
     def forward(self, deepest: Tensor) -> Tensor:
         """``deepest [B, c, h, w]`` -> weights ``[B, entries, R]`` that sum to one over R."""
-        features = self.project(deepest.flatten(2).transpose(1, 2))
-        highest, mean = features.chunk(2, dim=-1)
-        with torch.autocast(deepest.device.type, enabled=False):
+        highest, averaged = self.halves(deepest)
+        return self.weigh(highest.amax(1), averaged.to(self.hidden.weight.dtype).mean(1))
+
+    def halves(self, deepest: Tensor) -> tuple[Tensor, Tensor]:
+        """What is to be max-pooled and what is to be mean-pooled over an image's cells, each ``[B, h * w, C / 2]``."""
+        highest, averaged = self.project(deepest.flatten(2).transpose(1, 2)).chunk(2, dim=-1)
+        return highest, averaged
+
+    def weigh(self, highest: Tensor, mean: Tensor) -> Tensor:
+        """Pooled halves, each ``[B, C / 2]`` -> weights ``[B, entries, R]``."""
+        with torch.autocast(highest.device.type, enabled=False):
             dtype = self.hidden.weight.dtype
-            pooled = torch.cat(
-                (self.max_branch(highest.amax(1).to(dtype)), self.mean_branch(mean.to(dtype).mean(1))), dim=-1
-            )
+            pooled = torch.cat((self.max_branch(highest.to(dtype)), self.mean_branch(mean.to(dtype))), dim=-1)
             scores = self.output(self.hidden(pooled).relu())
             return scores.unflatten(-1, (-1, self.query_ratio)).softmax(-1)
 
@@ -84,10 +90,15 @@ class ClassDictionary(nn.Module):
 
     def dynamic(self, deepest: Tensor) -> Tensor:
         """``deepest [B, c, h, w]`` -> entries mixed for each image, ``[B, KP, C]`` in the parameters' dtype."""
-        if self.expand is None or self.mixture is None:
+        if self.mixture is None:
             raise ValueError("this dictionary is static; build it with deepest_channels to have a dynamic one")
-        weights = self.mixture(deepest)
+        return self.mixed(self.mixture(deepest))
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Mixture weights ``[B, KP, R]`` -> entries ``[B, KP, C]``."""
+        if self.expand is None:
+            raise ValueError("this dictionary is static; build it with deepest_channels to have a dynamic one")
         # The dictionary is tiny and everything hangs on it: it stays in the parameters' precision under autocast.
-        with torch.autocast(deepest.device.type, enabled=False):
+        with torch.autocast(weights.device.type, enabled=False):
             variants = self.expand(self.entries).unflatten(-1, (self.query_ratio, -1))
             return torch.einsum("bkr,krc->bkc", weights, variants)

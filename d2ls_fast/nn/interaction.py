@@ -168,6 +168,43 @@ class AlternatingCrossAttention(nn.Module):
         kept = [repeated(each, dictionary) for each in result.stage_pixels]
         return result._replace(pixels=repeated(result.pixels, dictionary), stage_pixels=kept)
 
+    @property
+    def looks(self) -> list[CrossAttention]:
+        """The attentions by which the dictionary looks at the pixels, in their order: L, and the last look if any."""
+        looks = [cast("InteractionStage", stage).dictionary_attention for stage in self.layers]
+        return looks if self.final_attention is None else [*looks, self.final_attention]
+
+    def rows(self, number: int, dictionary: Tensor, position: Tensor, dtype: torch.dtype) -> Step:
+        """The rows that meet the pixels once ``number`` looks have made ``dictionary`` of D_0 (``position``).
+
+        Those of stage ``number``'s pixel update, counted from 1, and of the next look; each only if there is one.
+        """
+        refining = cast("InteractionStage", self.layers[number - 1]).pixel_attention if number else None
+        return dictionary_step(
+            dictionary,
+            position,
+            self.looks[0].num_heads,
+            dtype,
+            entries=None if refining is None else refining.entries(),
+            look=self.looks[number].look() if number < len(self.looks) else None,
+        )
+
+    def look(self, number: int, dictionary: Tensor, position: Tensor, context: Tensor, dtype: torch.dtype) -> Tensor:
+        """The dictionary after look ``number``, counted from 0, whose context attend gave."""
+        last = number == len(self.layers)
+        norm = self.final_norm if last else cast("InteractionStage", self.layers[number]).dictionary_norm
+        attention = self.looks[number]
+        step = dictionary_step(
+            dictionary,
+            position,
+            attention.num_heads,
+            dtype,
+            context=context,
+            update=attention.update(cast("nn.LayerNorm", norm)),
+            eps=cast("nn.LayerNorm", norm).eps,
+        )
+        return step.dictionary
+
     def _run_definition(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool) -> Interaction:
         position, after, kept = dictionary, [], []
         for layer in self.layers:
@@ -191,9 +228,7 @@ class AlternatingCrossAttention(nn.Module):
         stages = cast("list[InteractionStage]", list(self.layers))
         looks = [stage.dictionary_attention for stage in stages]
         following: list[CrossAttention | None] = [*looks[1:], self.final_attention]
-        heads = looks[0].num_heads
-        first = dictionary_step(dictionary, position, heads, pixels.dtype, look=looks[0].look())
-        context, _ = attend(pixels, pixel_pe, first.query)
+        context, _ = attend(pixels, pixel_pe, self.rows(0, dictionary, position, pixels.dtype).query)
         for stage, next_look in zip(stages, following, strict=True):
             step = stage.step(dictionary, position, context, next_look, pixels.dtype)
             dictionary = step.dictionary
@@ -201,11 +236,8 @@ class AlternatingCrossAttention(nn.Module):
             pixels, context = stage.one_pass(pixels, pixel_pe, step, next_look is not None)
             if keep_pixels:
                 kept.append(pixels)
-        if self.final_attention is not None and self.final_norm is not None:
-            update, eps = self.final_attention.update(self.final_norm), self.final_norm.eps
-            dictionary = dictionary_step(
-                dictionary, position, heads, pixels.dtype, context=context, update=update, eps=eps
-            ).dictionary
+        if self.final_attention is not None:
+            dictionary = self.look(len(stages), dictionary, position, context, pixels.dtype)
         return Interaction(dictionary, pixels, after, kept)
 
     def _projects(self, pixels: Tensor, dictionary: Tensor) -> bool:

@@ -32,15 +32,18 @@ class RandomFourierPositions(nn.Module):
             raise ValueError(f"embed_dim must be a positive even number, got {embed_dim}")
         self.register_buffer("frequencies", scale * torch.randn(2, embed_dim // 2))
 
-    def forward(self, height: int, width: int) -> Tensor:
-        """The encoding of a ``height x width`` grid, ``[height * width, C]`` pixel-major, float32 (float64 as G)."""
+    def forward(self, height: int, width: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """The encoding of a ``height x width`` grid, ``[height * width, C]`` pixel-major, float32 (float64 as G).
+
+        ``rows`` and ``columns`` take that part of the grid only.
+        """
         dtype = torch.promote_types(self.frequencies.dtype, torch.float32)
         # sin(a + b) and cos(a + b) from row and column tables: (h + w) * C sines instead of h * w * C. So float64 is
         # cheap; angles of tens of radians formed in float32 would be the largest single error of a float32 forward.
         exact = torch.float32 if self.frequencies.device.type == "mps" else torch.float64
         g = self.frequencies.to(exact)
-        column = _centres(width, g).unsqueeze(1) * (2 * math.pi * g[0])  # [w, C/2]
-        row = _centres(height, g).unsqueeze(1) * (2 * math.pi * g[1])  # [h, C/2]
+        column = _centres(width, g)[columns].unsqueeze(1) * (2 * math.pi * g[0])  # [w, C/2]
+        row = _centres(height, g)[rows].unsqueeze(1) * (2 * math.pi * g[1])  # [h, C/2]
         sin_r, cos_r = row.sin().to(dtype), row.cos().to(dtype)
         sin_c, cos_c = column.sin().to(dtype), column.cos().to(dtype)
         # Both halves at once, so that the table is the only tensor of its size:

@@ -243,6 +243,25 @@ def test_a_scene_smaller_than_the_models_smallest_image_is_mapped(checkpoint: Pa
     assert Image.open(tmp_path / "stamp_labels.png").size == (9, 5)
 
 
+def test_one_dictionary_for_a_scene_reaches_the_predictor(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    maps = []
+    for name in ("window", "scene"):
+        options = ("--dictionary", name, "--window", 64, "--overlap", 32, "--confidence", "--no-overlay")
+        result = run("--checkpoint", checkpoint, images / "scene.tif", "--output", tmp_path / name, *options)
+        assert result.exit_code == 0, result.output
+        with rasterio.open(tmp_path / name / "scene_confidence.tif") as confidence:
+            maps.append(confidence.read(1))
+    assert np.abs(maps[0] - maps[1]).max() > 1e-6
+
+
+def test_one_dictionary_for_a_scene_is_refused_with_augmentation(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    options = ("--dictionary", "scene", "--tta", "flips")
+    line = refused(tmp_path / "maps", "--checkpoint", checkpoint, images, *options)
+    assert "dictionary scene: not possible with tta flips" in line
+
+
 def test_all_products_are_written(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "maps"
     result = run(
