@@ -207,7 +207,7 @@ def check_scene_dictionary(model: nn.Module, tta: TTA, window: int, overlap: int
     if overlap > window - STRIDE:
         raise UserError(
             f"overlap {overlap} is rounded up to a multiple of {STRIDE} with dictionary scene, "
-            f"which must be smaller than the window of {window} pixels; take {window - STRIDE} or less"
+            f"which must be smaller than the window of {window} pixels; take at most {window - STRIDE}"
         )
 
 
