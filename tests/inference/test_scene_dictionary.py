@@ -318,7 +318,10 @@ def test_an_interrupted_map_goes_on_to_the_same_bytes(
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tta": "flips"}, "dictionary scene: not possible with tta flips; take tta none, or dictionary window"),
     ({"window": 100}, "window 100 must be a multiple of 32 with dictionary scene; take 96 or 128"),
-    ({"window": 64, "overlap": 40}, "overlap 40 is rounded up to a multiple of 32 with dictionary scene, .*; take at most 32"),
+    (
+        {"window": 64, "overlap": 40},
+        "overlap 40 is rounded up .* window of 64 pixels; take at most 32",
+    ),
     ({"dictionary": "image"}, "dictionary 'image': no such setting; take window, scene"),
     ({"features": "tape"}, "features 'tape': no such setting; take auto, memory, disk, recompute"),
 ]
