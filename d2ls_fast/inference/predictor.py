@@ -211,10 +211,10 @@ class Predictor:
                 labels[part] = rows.labels
                 if rows.confidence is not None:
                     confidence[part] = rows.confidence
-        results = (labels, confidence)[: 1 + return_confidence]
         if isinstance(image, Tensor):
-            results = tuple(torch.from_numpy(each) for each in results)
-        return results if return_confidence else results[0]
+            labels_tensor, confidence_tensor = torch.from_numpy(labels), torch.from_numpy(confidence)
+            return (labels_tensor, confidence_tensor) if return_confidence else labels_tensor
+        return (labels, confidence) if return_confidence else labels
 
     def axes(self, source: Source) -> tuple[Axis, Axis]:
         """The rows and the columns of windows that ``source`` is cut into."""
