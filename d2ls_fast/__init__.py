@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from d2ls_fast.models.head import D2LSHead, D2LSOutput
     from d2ls_fast.models.load_official import load_official
     from d2ls_fast.models.model import D2LS, create_model
+    from d2ls_fast.models.patching import PatchReport, patch, patch_report, unpatch
 
 # Imported when first asked for: whole models need timm and torchvision, the layers and operators need PyTorch alone.
 _MODELS = {
@@ -32,10 +33,14 @@ _MODELS = {
     "D2LSHead": "head",
     "D2LSOutput": "head",
     "ModelCard": "checkpoint",
+    "PatchReport": "patching",
     "create_model": "model",
     "load_checkpoint": "checkpoint",
     "load_official": "load_official",
+    "patch": "patching",
+    "patch_report": "patching",
     "save_checkpoint": "checkpoint",
+    "unpatch": "patching",
 }
 
 
@@ -55,6 +60,7 @@ __all__ = [
     "D2LSHead",
     "D2LSOutput",
     "ModelCard",
+    "PatchReport",
     "UserError",
     "__version__",
     "backend",
@@ -64,5 +70,8 @@ __all__ = [
     "load_official",
     "nn",
     "ops",
+    "patch",
+    "patch_report",
     "save_checkpoint",
+    "unpatch",
 ]

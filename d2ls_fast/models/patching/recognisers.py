@@ -1,0 +1,8 @@
+"""All replacements, in the order in which they are tried; a new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from d2ls_fast.models.patching.dictionary import FastDictionary
+from d2ls_fast.models.patching.fast import Fast
+
+RECOGNISERS: tuple[type[Fast], ...] = (FastDictionary,)
