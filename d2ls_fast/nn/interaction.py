@@ -210,7 +210,9 @@ class AlternatingCrossAttention(nn.Module):
     def _projects(self, pixels: Tensor, dictionary: Tensor) -> bool:
         if self.form != "auto":
             return self.form == "projected"
-        return projected.pays(cast("InteractionStage", self.layers[0]).dictionary_attention, pixels, dictionary.shape[1])
+        return projected.pays(
+            cast("InteractionStage", self.layers[0]).dictionary_attention, pixels, dictionary.shape[1]
+        )
 
     def _run_projected(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool) -> Interaction:
         """The same for many entries, in 2 L + 1 passes that project the pixels on the way."""

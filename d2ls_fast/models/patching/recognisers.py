@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from d2ls_fast.models.patching.dictionary import FastDictionary
 from d2ls_fast.models.patching.fast import Fast
+from d2ls_fast.models.patching.mask_decoder import FastMaskDecoder
+from d2ls_fast.models.patching.two_way import FastTwoWay
 
-RECOGNISERS: tuple[type[Fast], ...] = (FastDictionary,)
+RECOGNISERS: tuple[type[Fast], ...] = (FastDictionary, FastMaskDecoder, FastTwoWay)
