@@ -43,6 +43,7 @@ class FastMaskDecoder(Fast):
             "sparse_prompt_embeddings": tokens,
             "dense_prompt_embeddings": random(1, channels, height, width),
             "multimask_output": True,
+            "hq_token_only": False,
             "high_resolution_features": [
                 random(1, channels // 8, 4 * height, 4 * width),
                 random(1, channels // 4, 2 * height, 2 * width),
