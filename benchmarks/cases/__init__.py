@@ -1,4 +1,4 @@
-"""The computations that are timed, at four levels; one file per operator."""
+"""The computations that are timed, at five levels; one file per operator."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from d2ls_fast.benchmarks.cases import (
     dictionary_step,
     fuse_pyramid,
     projected,
+    sam,
     segmentation_loss,
     training_head,
 )
@@ -41,4 +42,5 @@ LEVELS: dict[str, Callable[[Sizes], list[Case]]] = {
     "head": all_head_cases,
     "model": all_model_cases,
     "train": train_cases,
+    "sam": sam.cases,
 }
