@@ -1,4 +1,4 @@
-"""The computations that are timed, at five levels; one file per operator."""
+"""The computations that are timed, at six levels; one file per operator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from d2ls_fast.benchmarks.cases import (
     contrast,
     dictionary_step,
     fuse_pyramid,
+    patch,
     projected,
     sam,
     segmentation_loss,
@@ -42,5 +43,6 @@ LEVELS: dict[str, Callable[[Sizes], list[Case]]] = {
     "head": all_head_cases,
     "model": all_model_cases,
     "train": train_cases,
+    "patch": patch.cases,
     "sam": sam.cases,
 }

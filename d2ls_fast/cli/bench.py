@@ -16,6 +16,7 @@ class Level(str, Enum):
     head = "head"
     model = "model"
     train = "train"
+    patch = "patch"
     sam = "sam"
     data = "data"
 
@@ -36,7 +37,7 @@ class Precision(str, Enum):
 
 
 def bench(
-    level: Annotated[Level, typer.Argument(help="operator, head, model, train, sam or data")] = Level.operator,
+    level: Annotated[Level, typer.Argument(help="operator, head, model, train, patch, sam or data")] = Level.operator,
     recipe: Annotated[
         list[str] | None,
         typer.Argument(help="of level data: the recipe, and settings to change", metavar="[CONFIG [KEY=VALUE]...]"),

@@ -71,7 +71,7 @@ def patch(
         UserWarning: parts were left alone; or a patched class made an instance with nothing to replace.
 
     Raises:
-        UserError: nothing in the model could be replaced.
+        UserError: nothing in the model could be replaced, or all switches are off.
     """
     given = {
         "interaction": interaction,
@@ -81,13 +81,20 @@ def patch(
         "two_way": two_way,
     }
     switches = frozenset(name for name, on in given.items() if on)
+    if not switches:
+        raise UserError(f"patch: all switches are off; turn one on: {', '.join(given)}")
     if isinstance(model, type):
         _patch_class(model, switches)
-    elif not _patch_instance(model, switches):
+        return model
+    replaced, left_alone = _patch_instance(model, switches)
+    if not replaced:
+        looked_like = f", only looks like it: {left_alone}" if left_alone else ""
         raise UserError(
-            f"patch: nothing in {type(model).__name__} is a part that can be replaced; give a D2LS model with the"
-            " released names of modules (decoder.interactor, linear_c, ...), whole or in part"
+            f"patch: nothing in {type(model).__name__} is a part that can be replaced{looked_like}; give a D2LS model"
+            " with the released names of modules (decoder.interactor, linear_c, ...), whole or in part"
         )
+    if left_alone:
+        warnings.warn(f"patch left alone {left_alone}", UserWarning, stacklevel=2)
     return model
 
 
@@ -108,8 +115,8 @@ def unpatch(model: Any) -> Any:
     return model
 
 
-def _patch_instance(model: nn.Module, switches: frozenset[str]) -> bool:
-    """Whether anything is replaced now; warns of what looked like a part and stays."""
+def _patch_instance(model: nn.Module, switches: frozenset[str]) -> tuple[bool, str]:
+    """Whether anything is replaced now, and what looked like a part and stays, with the reasons."""
     replaced, left_alone = False, []
     for name, module in list(model.named_modules()):
         if isinstance(module, Fast):
@@ -121,9 +128,7 @@ def _patch_instance(model: nn.Module, switches: frozenset[str]) -> bool:
         elif found is not None:
             swap(module, found)
             replaced = True
-    if left_alone:
-        warnings.warn(f"patch left alone {', '.join(left_alone)}", UserWarning, stacklevel=3)
-    return replaced
+    return replaced, ", ".join(left_alone)
 
 
 def _patch_class(cls: type[nn.Module], switches: frozenset[str]) -> None:
@@ -133,8 +138,10 @@ def _patch_class(cls: type[nn.Module], switches: frozenset[str]) -> None:
     @functools.wraps(inherited)
     def __init__(self: nn.Module, *arguments: Any, **named: Any) -> None:
         inherited(self, *arguments, **named)
-        if not _patch_instance(self, switches):
-            warnings.warn(f"patch found nothing to replace in this {type(self).__name__}", UserWarning, stacklevel=2)
+        replaced, left_alone = _patch_instance(self, switches)
+        if not replaced or left_alone:
+            found = f"left alone {left_alone}" if left_alone else "found nothing to replace"
+            warnings.warn(f"patch {found} in this {type(self).__name__}", UserWarning, stacklevel=2)
 
     setattr(cls, _INIT, own)
     cls.__init__ = __init__  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,10 @@ class Fast(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class was made at run time and has no name to be found under: copies and pickles make it anew.
-        function, arguments, *rest = super().__reduce_ex__(protocol)
-        made = tuple(_remake if each is type(self) else each for each in arguments)
-        if made == tuple(arguments):
-            return (function, arguments, *rest)
-        return (_remake, (type(self).__mro__[1], self.original), *rest)
+        function, arguments, *rest = cast("tuple[Any, ...]", super().__reduce_ex__(protocol))
+        if type(self) in arguments:
+            function, arguments = _remake, (type(self).__mro__[1], self.original)
+        return (function, arguments, *rest)
 
 
 def _remake(replacement: type[Fast], original: type[nn.Module]) -> nn.Module:
@@ -102,24 +101,29 @@ def swap(module: nn.Module, replacement: type[Fast]) -> None:
 def restore(module: nn.Module) -> None:
     """Give ``module`` its own class back; nothing of the replacement stays."""
     if isinstance(module, Fast):
-        module.__class__ = type(module).original
+        module.__class__ = type(module).original  # type: ignore[assignment]
         del module.__dict__["_fast_parts"], module.__dict__["_fast_kept"]
 
 
-@functools.cache
+_CLASSES: dict[tuple[type[Fast], type[nn.Module]], type[nn.Module]] = {}
+
+
 def fast_class(replacement: type[Fast], original: type[nn.Module]) -> type[nn.Module]:
     """The class that a module of class ``original`` takes on: one for each pair, so that copies share it."""
-    members = {
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        "__doc__": original.__doc__,
-        "original": original,
-    }
-    renamed = _renamed(replacement, original)
-    if renamed is not None:
-        members[replacement.method] = renamed
-    # Under its own name: wrapping policies and reports look at names.
-    return types.new_class(original.__name__, (replacement, original), exec_body=lambda space: space.update(members))
+    pair = (replacement, original)
+    if pair not in _CLASSES:
+        members: dict[str, Any] = {
+            "__module__": original.__module__,
+            "__qualname__": original.__qualname__,
+            "__doc__": original.__doc__,
+            "original": original,
+        }
+        renamed = _renamed(replacement, original)
+        if renamed is not None:
+            members[replacement.method] = renamed
+        # Under its own name: wrapping policies and reports look at names.
+        _CLASSES[pair] = types.new_class(original.__name__, pair, exec_body=lambda space: space.update(members))
+    return _CLASSES[pair]
 
 
 def other_arguments(module: nn.Module, replacement: type[Fast]) -> str | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def part(module: nn.Module, path: str) -> nn.Module | None:
@@ -29,3 +32,28 @@ def is_layer_norm(module: nn.Module | None, channels: int) -> TypeGuard[nn.Layer
         and module.weight is not None
         and module.bias is not None
     )
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """Of a product with ``tensor``: autocast's where that is on, else the tensor's."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype is not torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
+class StandIn(nn.Module):
+    """Stands for a sub-module while results are compared: gives ``result`` of its arguments, in the signature's order.
+
+    Args:
+        module: what it stands for; only its signature is read.
+        result: a function of the arguments, called by position.
+    """
+
+    def __init__(self, module: nn.Module, result: Callable[..., Any]) -> None:
+        super().__init__()
+        self.signature = inspect.signature(module.forward)
+        self.result = result
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self.result(*self.signature.bind(*arguments, **named).arguments.values())
