@@ -57,7 +57,7 @@ class FastTwoWay(Fast):
     def example(cls, module: nn.Module, random: Callable[..., Tensor]) -> Sequence[Any]:
         for each in module.modules():
             config = getattr(each, "config", None)
-            if hasattr(config, "_attn_implementation"):
+            if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation = "sdpa"  # the others round: eager attention its softmax to float32
         channels = cast(nn.Linear, part(module, f"{_FINAL}.q_proj")).in_features
         prompts = random(1, 2, 3, channels)
