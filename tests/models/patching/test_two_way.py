@@ -127,15 +127,17 @@ def test_whole_model_and_what_its_blocks_return() -> None:
 
 
 def test_autocast_keeps_types_and_precision() -> None:
-    module, inputs = decoder("sam", channels=256, heads=8), prompted("sam", 3, channels=256, edge=8)
-    exact_inputs = Prompted({**inputs.named, **{name: tensor.double() for name, tensor in inputs.leaves.items()}})
+    transformer = decoder("sam", channels=256, heads=8).transformer
+    tokens, pixels = torch.randn(1, 3, 7, 256), torch.randn(2, 1, 256, 8, 8).expand(-1, 3, -1, -1, -1)
     with torch.no_grad():
-        exact = run(copy.deepcopy(module).double(), exact_inputs)
-        with torch.autocast("cpu", torch.bfloat16):
-            expected, outputs = run(module, inputs), run(patch(module), inputs)
-    for output, wanted, truth in zip(outputs, expected, exact, strict=True):
-        assert output.dtype == wanted.dtype
-        assert error(output.double(), truth) <= 2 * error(wanted.double(), truth) + 1e-3
+        exact = copy.deepcopy(transformer).double()(tokens.double(), *pixels.double(), None)
+        for dtype in (torch.float32, torch.bfloat16):  # of the pixels, as the encoder left them
+            given = (tokens, *pixels.to(dtype), None)
+            with torch.autocast("cpu", torch.bfloat16):
+                expected, outputs = transformer(*given), patch(copy.deepcopy(transformer))(*given)
+            for output, wanted, truth in zip(outputs, expected, exact, strict=True):
+                assert output.dtype == wanted.dtype
+                assert error(output.double(), truth) <= 2 * error(wanted.double(), truth) + 1e-3
 
 
 def test_half_precision_models_keep_their_types() -> None:
