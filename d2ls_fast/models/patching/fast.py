@@ -8,7 +8,6 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 
@@ -66,10 +65,8 @@ class Fast(nn.Module):
     def as_found(self) -> bool:
         """Whether the parts are still those that were found and nobody listens to them, else ``super()`` must do it.
 
-        Adapters put in place of a part, and hooks on it, come later at times. Compiled code does not look.
+        Adapters put in place of a part, and hooks on it, come later at times.
         """
-        if torch.compiler.is_compiling():
-            return True
         parts = self.bypassed(self)
         found = self._fast_parts
         return len(parts) == len(found) and all(

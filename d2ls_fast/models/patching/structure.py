@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 
 def part(module: nn.Module, path: str) -> nn.Module | None:
-    """The sub-module with this dotted name, None where there is none."""
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
+    """The sub-module with this dotted name, None where there is none.
+
+    Wrappers that pass attributes on (torch.compile's, adapters') do not count as what they wrap.
+    """
+    found: nn.Module | None = module
+    for name in path.split("."):
+        found = None if found is None else found._modules.get(name)
+    return found
 
 
 def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear]:

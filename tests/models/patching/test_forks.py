@@ -175,6 +175,11 @@ def test_what_comes_later_is_heeded() -> None:
     assert (model(maps()) - before).norm() > 1e-3 * before.norm()
     adapted = model(maps())
     torch.testing.assert_close(d2.unpatch(model)(maps()), adapted, rtol=1e-4, atol=1e-5)
+    model = d2.patch(tiny().eval())
+    model.decoder.interactor.final_attn_token_to_image.v_proj = nn.Linear(32, 16)
+    other = model(maps())
+    assert (other - before).norm() > 1e-3 * before.norm()
+    torch.testing.assert_close(d2.unpatch(model)(maps()), other, rtol=1e-4, atol=1e-5)
 
 
 class OtherNames(Interactor):

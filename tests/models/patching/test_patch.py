@@ -128,18 +128,56 @@ def test_autocast(names: set[str]) -> None:
             assert errors[0] <= 2 * errors[1] + 2e-3, (key, errors)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.parametrize(("images", "encodings"), [(1, 1), (2, 1), (2, 2)])
+def test_the_interaction_alone(images: int, encodings: int, dtypes: tuple[torch.dtype, ...], autocast: bool) -> None:
+    """Every mixture of dtypes that the original takes, one encoding for all images or one for each; both results."""
+    module, (dtype, weights) = tiny().decoder.interactor, dtypes
+    module = module.to(weights if autocast else dtype)
+    pixels, pixel_pe, tokens = (
+        torch.randn(images, 32, 3, 5),
+        torch.randn(encodings, 32, 3, 5),
+        torch.randn(images, 3, 32),
+    )
+    arguments = [each.to(dtype) for each in (pixels, pixel_pe, tokens)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        wanted = module(*arguments)
+        got = d2.patch(module)(*arguments)
+    tolerance = 1e-5 if dtype is torch.float32 and not autocast else 2e-2
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+        assert float((ours - theirs).norm() / theirs.norm()) < tolerance
+
+
 def test_compiles() -> None:
     """The decoder as one graph; the whole, whose maps are collected by hooks, in as many as the original."""
-    model = tiny().train()
+    model, heard = tiny(depth=1).train(), []  # type: ignore[var-annotated]
     inputs = (torch.randn(2, 32, 6, 10), torch.randn(1, 32, 6, 10), torch.randn(2, 10, 2, 3))
     whole, decoded = model(maps()), model.decoder(*inputs)
-    d2.patch(model)
     torch._dynamo.reset()
+    compiled = d2.patch(torch.compile(model, backend="aot_eager"))
+    assert set(d2.patch_report(model).replaced.values()) == set(WHERE) and not isinstance(compiled, Fast)
+    torch.testing.assert_close(compiled(maps()), whole, rtol=1e-4, atol=1e-5)
     compiled = torch.compile(model.decoder, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), decoded, rtol=1e-4, atol=1e-5)
     scalar(compiled(*inputs)).backward()
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(compiled(maps()), whole, rtol=1e-4, atol=1e-5)
+    assert model.decoder.interactor.layers[0].norm2.weight.grad is not None
+    model.decoder.interactor.norm_final_attn.register_forward_hook(lambda *_: heard.append(1))
+    torch._dynamo.reset()
+    torch.compile(model.decoder, backend="aot_eager")(*inputs)
+    assert len(heard) == 2
+
+
+def test_exports() -> None:
+    decoder = d2.patch(tiny(depth=1).eval()).decoder
+    inputs = (torch.randn(2, 32, 6, 10), torch.randn(1, 32, 6, 10), torch.randn(2, 10, 2, 3))
+    exported = torch.export.export(decoder, inputs)
+    assert set(exported.state_dict) == set(decoder.state_dict()) and not exported.constants
+    torch.testing.assert_close(exported.module()(*inputs), decoder(*inputs))
+    scaled = {name: 1.1 * parameter for name, parameter in decoder.named_parameters()}
+    called = torch.func.functional_call(decoder, scaled, inputs)
+    torch.testing.assert_close(called, torch.func.functional_call(d2.unpatch(decoder), scaled, inputs))
 
 
 def one_of_two_processes(folder: Path) -> None:
