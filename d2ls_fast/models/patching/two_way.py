@@ -82,9 +82,7 @@ class FastTwoWay(Fast):
         blocks = cast(nn.ModuleList, self.layers)
         plain = attention_similarity is None and target_embedding is None and image_embeddings is not None
         plain = plain and all(option is None or option is False for option in options.values())
-        # Compiled code, too, has to look at the blocks' hooks, for that is how output_attentions reads them.
-        heard = any(block._forward_hooks for block in blocks)
-        if not plain or heard or point_embeddings.numel() == 0 or not self.as_found():
+        if not plain or point_embeddings.numel() == 0 or not self.as_found():
             arguments = (image_embeddings, image_positional_embeddings, attention_similarity, target_embedding)
             return super().forward(point_embeddings, *arguments, **options)
         pixels, pixel_pe = _pixel_major(image_embeddings, image_positional_embeddings)
