@@ -5,6 +5,7 @@ D2LS is dynamic dictionary learning for remote-sensing image segmentation (ICCV 
     >>> import d2ls_fast as d2
     >>> model = d2.create_model("convnext_base", num_classes=7)
     >>> labels = model.predict(images)
+    >>> labels = d2.Predictor("trained.safetensors").predict(scene)
 """
 
 from importlib import import_module
@@ -21,6 +22,7 @@ from d2ls_fast.backends import BackendError, backend, backends
 from d2ls_fast.errors import UserError
 
 if TYPE_CHECKING:
+    from d2ls_fast.inference.predictor import Predictor
     from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
     from d2ls_fast.models.head import D2LSHead, D2LSOutput
     from d2ls_fast.models.load_official import load_official
@@ -28,30 +30,31 @@ if TYPE_CHECKING:
     from d2ls_fast.models.patching import PatchReport, patch, patch_report, unpatch
 
 # Imported when first asked for: whole models need timm and torchvision, the layers and operators need PyTorch alone.
-_MODELS = {
-    "D2LS": "model",
-    "D2LSHead": "head",
-    "D2LSOutput": "head",
-    "ModelCard": "checkpoint",
-    "PatchReport": "patching",
-    "create_model": "model",
-    "load_checkpoint": "checkpoint",
-    "load_official": "load_official",
-    "patch": "patching",
-    "patch_report": "patching",
-    "save_checkpoint": "checkpoint",
-    "unpatch": "patching",
+_LATER = {
+    "D2LS": "models.model",
+    "D2LSHead": "models.head",
+    "D2LSOutput": "models.head",
+    "ModelCard": "models.checkpoint",
+    "PatchReport": "models.patching",
+    "Predictor": "inference.predictor",
+    "create_model": "models.model",
+    "load_checkpoint": "models.checkpoint",
+    "load_official": "models.load_official",
+    "patch": "models.patching",
+    "patch_report": "models.patching",
+    "save_checkpoint": "models.checkpoint",
+    "unpatch": "models.patching",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODELS:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"d2ls_fast.models.{_MODELS[name]}"), name)
+    return getattr(import_module(f"d2ls_fast.{_LATER[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_MODELS))
+    return sorted(set(globals()) | set(_LATER))
 
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "D2LSOutput",
     "ModelCard",
     "PatchReport",
+    "Predictor",
     "UserError",
     "__version__",
     "backend",

@@ -53,8 +53,10 @@ def replacing_together(folder: Path, name: str) -> Iterator[Path]:
         UserError: the system says that the folder or a file cannot be written.
     """
     temporary = folder / f".{name}.{os.getpid()}.part"
+    # A run that was killed may have left it: in a container every run has the same process number.
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with _blamed(temporary):
+        with _blamed(folder):
             temporary.mkdir(parents=True)
         yield temporary
         parts = sorted(temporary.iterdir())

@@ -1,4 +1,4 @@
-"""The computations that are timed, at five levels; one file per operator."""
+"""The computations that are timed, at six levels; one file per operator."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from d2ls_fast.benchmarks.cases import (
     fuse_pyramid,
     patch,
     projected,
+    sam,
     segmentation_loss,
     training_head,
 )
@@ -43,4 +44,5 @@ LEVELS: dict[str, Callable[[Sizes], list[Case]]] = {
     "model": all_model_cases,
     "train": train_cases,
     "patch": patch.cases,
+    "sam": sam.cases,
 }

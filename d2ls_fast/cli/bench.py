@@ -17,6 +17,7 @@ class Level(str, Enum):
     model = "model"
     train = "train"
     patch = "patch"
+    sam = "sam"
     data = "data"
     map = "map"
 
@@ -37,7 +38,7 @@ class Precision(str, Enum):
 
 
 def bench(
-    level: Annotated[Level, typer.Argument(help="operator, head, model, train, patch, data or map")] = Level.operator,
+    level: Annotated[Level, typer.Argument(help="what is timed")] = Level.operator,
     recipe: Annotated[
         list[str] | None,
         typer.Argument(
@@ -48,7 +49,9 @@ def bench(
     device: Annotated[Device, typer.Option(help="cpu or cuda")] = Device.cpu,
     precision: Annotated[Precision, typer.Option(help="fp32, bf16 or fp16")] = Precision.fp32,
     size: Annotated[list[int] | None, typer.Option(help="image edge in pixels; give it again to sweep")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="batch size; give it again to sweep")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="batch size, of level sam: prompts; give it again to sweep")
+    ] = None,
     classes: Annotated[list[int] | None, typer.Option(help="dictionary entries; give it again to sweep")] = None,
     stages: Annotated[list[int] | None, typer.Option(help="interaction stages; give it again to sweep")] = None,
     backbone: Annotated[str, typer.Option(help="timm backbone of the levels model and train")] = "convnext_tiny",

@@ -66,7 +66,10 @@ def predict(
     blend: Annotated[Blend, typer.Option("--blend", help="how windows share a pixel")] = Blend.cosine,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", help="windows, or views of them, per model call  [default: of four 512 x 512 in all]"),
+        typer.Option(
+            "--batch",
+            help="windows, or views of them, per model call  [default: of one 512 x 512 in all; on a GPU eight]",
+        ),
     ] = None,
     max_memory: Annotated[
         str | None, typer.Option("--max-memory", help="of this process, like 2GB: windows and batch are chosen to fit")

@@ -12,6 +12,9 @@ from PIL import Image
 
 from d2ls_fast.data.palettes import colourise
 
+SAMPLE = 1024  # pixels a side that are looked at for a picture's brightness
+STRIP = 256  # rows of a picture that are mixed at once
+
 
 def rgb_bands(image: NDArray[Any]) -> NDArray[Any]:
     """The first three bands of ``image`` ``[bands, h, w]``, or the first one three times: ``[3, h, w]``."""
@@ -31,18 +34,20 @@ def stretch(
     """``[3, h, w]`` of any real type as RGB uint8 ``[h, w, 3]``.
 
     The two percentiles of all bands' values where ``known`` (and finite) become 0 and 255, the same for every band so
-    that colours keep their balance. Pixels that are not known become black.
+    that colours keep their balance; of a large image every n-th pixel is looked at. Pixels that are not known become
+    black.
     """
-    values = np.moveaxis(image, 0, -1).astype(np.float32)
-    usable = np.asarray(np.isfinite(values).all(axis=-1))
+    usable = np.isfinite(image[0]) & np.isfinite(image[1]) & np.isfinite(image[2])
     if known is not None:
         usable &= known
+    result = np.zeros((*usable.shape, 3), dtype=np.uint8)
     if not usable.any():
-        return np.zeros(values.shape, dtype=np.uint8)
-    low, high = np.percentile(values[usable], percentiles)
-    scaled = (np.where(usable[..., None], values, low) - low) / max(float(high - low), 1e-6)
-    result = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    result[~usable] = 0
+        return result
+    seen = thin(image, SAMPLE)[:, thin(usable, SAMPLE)].astype(np.float32)
+    low, high = np.percentile(seen if seen.size else image[:, usable].astype(np.float32), percentiles)
+    for channel, band in enumerate(image):  # one at a time: a large picture in float32 is a multiple of itself
+        scaled = (band.astype(np.float32) - np.float32(low)) * np.float32(255 / max(float(high - low), 1e-6))
+        result[usable, channel] = scaled[usable].clip(0, 255).round()
     return result
 
 
@@ -50,9 +55,13 @@ def overlay(
     rgb: NDArray[np.uint8], labels: NDArray[np.uint8], palette: Sequence[Sequence[int]], opacity: float = 0.45
 ) -> NDArray[np.uint8]:
     """``rgb`` ``[h, w, 3]`` tinted with the classes' colours; labels outside the palette leave it as it is."""
-    tinted = ((1 - opacity) * rgb + opacity * colourise(labels, palette)).round().astype(np.uint8)
-    known = labels < len(palette)
-    return np.where(known[..., None], tinted, rgb)
+    tinted = rgb.copy()
+    for top in range(0, len(rgb), STRIP):
+        place = slice(top, top + STRIP)
+        known = labels[place] < len(palette)
+        mixed = (1 - opacity) * rgb[place] + opacity * colourise(labels[place], palette)
+        tinted[place][known] = mixed[known].round()
+    return tinted
 
 
 def thumbnail(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -8,11 +8,11 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, overload
+from typing import Any, Literal, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import d2ls_fast
 from d2ls_fast.errors import UserError
+from d2ls_fast.inference.device import Result, computing, find_device, in_parts
 from d2ls_fast.inference.features import MEMORY, Features, FeatureStore
 from d2ls_fast.inference.mosaic import Layers, Mosaic, Window
 from d2ls_fast.inference.products.rows import NODATA, MapRows
@@ -44,7 +45,6 @@ SMALLEST = 32  # the model's deepest map has stride 32
 Progress = Callable[[int, int], None]
 DictionaryOf = Literal["window", "scene"]
 DICTIONARIES = "dictionaries.safetensors"
-Result = TypeVar("Result")
 
 
 class Predictor:
@@ -66,7 +66,7 @@ class Predictor:
         blend: how windows share a pixel: ``cosine``, ``gaussian``, or ``none``; see
             :func:`~d2ls_fast.inference.windows.blend_weights`.
         batch: windows per model call, and views of windows under test-time augmentation; by default as many as have the
-            pixels of four windows of 512. Halved where the device runs out of memory.
+            pixels of one window of 512 on a CPU, of eight on a GPU. Halved where the device runs out of memory.
         tta: a preset of :data:`~d2ls_fast.inference.tta.PRESETS`, applied to every window; its scales are on top of the
             card's.
         tta_merge: the mean is taken of ``logits`` or of ``probabilities``.
@@ -123,7 +123,8 @@ class Predictor:
         if window is None:
             window = max(SMALLEST, math.ceil(self.card.crop / SMALLEST) * SMALLEST)
         overlap = window // 4 if overlap is None else overlap
-        batch = max(1, 4 * 512**2 // window**2) if batch is None else batch
+        if batch is None:
+            batch = max(1, (1 if self.device.type == "cpu" else 8) * 512**2 // window**2)
         if window < SMALLEST:
             raise UserError(f"window {window} must be at least {SMALLEST} pixels")
         if batch < 1:
@@ -211,10 +212,10 @@ class Predictor:
                 labels[part] = rows.labels
                 if rows.confidence is not None:
                     confidence[part] = rows.confidence
-        results = (labels, confidence)[: 1 + return_confidence]
         if isinstance(image, Tensor):
-            results = tuple(torch.from_numpy(each) for each in results)
-        return results if return_confidence else results[0]
+            labels_tensor, confidence_tensor = torch.from_numpy(labels), torch.from_numpy(confidence)
+            return (labels_tensor, confidence_tensor) if return_confidence else labels_tensor
+        return (labels, confidence) if return_confidence else labels
 
     def axes(self, source: Source) -> tuple[Axis, Axis]:
         """The rows and the columns of windows that ``source`` is cut into."""
@@ -313,49 +314,22 @@ class Predictor:
 
         return [each for part in self._in_parts(run, images) for each in part]
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """The precision that was asked for, and no gradients."""
-        mixed = self.dtype != torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype if mixed else None, mixed):
-            yield
+        return computing(self.device, self.dtype)
 
     def _classify(self, windows: Sequence[WindowImage]) -> Tensor:
         return self.probabilities(stacked(windows))
 
     def _in_parts(self, run: Callable[[Tensor], Result], images: Tensor) -> list[Result]:
         """``run`` on the device with all ``images`` at once, or with parts of them that fit its memory."""
-        try:
-            with self.computing():
-                return [run(images.to(self.device))]
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            size = " x ".join(map(str, images.shape[-2:]))
-        if len(images) == 1 and self.tta.batch == 1:
-            raise UserError(f"the device ran out of memory with one window of {size} pixels; give a smaller --window")
-        # What was freed must be free for larger pieces too before it is tried again.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.batch = max(1, min(self.batch, len(images) // 2))
+        with self.computing():
+            return in_parts(lambda part: run(part.to(self.device)), images, self._smaller)
+
+    def _smaller(self, count: int) -> int:
+        """Halve the batch, from now on."""
+        if count == 1 and self.tta.batch == 1:
+            return 0
+        self.batch = max(1, min(self.batch, count // 2))
         self.tta.batch = max(1, self.tta.batch // 2)
-        return [each for part in images.split(self.batch) for each in self._in_parts(run, part)]
-
-
-def find_device(name: str | torch.device) -> torch.device:
-    """The device called ``name``; ``auto`` is a GPU if there is one.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name}: PyTorch sees no GPU here; use cpu")
-    return device
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        return self.batch

@@ -9,16 +9,52 @@ from torch import Tensor, nn
 from d2ls_fast.ops.dictionary_step import Entries, Look, Update
 
 
-class CrossAttention(nn.Module):
+class Projections:
+    """The projections of a multi-head cross-attention, as the operators take them.
+
+    :meth:`update`, :meth:`entries` and :meth:`look` hand them to ``dictionary_step``, which moves those of the N pixels
+    onto the K dictionary entries.
+
+    Attributes:
+        num_heads: H.
+        scale: ``1 / sqrt(d)``, d the width of a head.
+        q_proj, k_proj, v_proj: C -> H * d.
+        out_proj: H * d -> C.
+    """
+
+    num_heads: int
+    scale: float
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
+    def update(self, norm: nn.LayerNorm) -> Update:
+        """What dictionary_step takes to turn attend's context into the dictionary normalised by ``norm``."""
+        values, out = self.v_proj, self.out_proj
+        return Update(values.weight, values.bias, out.weight, out.bias, norm.weight, norm.bias)
+
+    def entries(self) -> Entries:
+        """What dictionary_step takes to fold the dictionary for pixels <- dictionary."""
+        queries, keys, values = self.q_proj, self.k_proj, self.v_proj
+        return Entries(
+            queries.weight, queries.bias, keys.weight, keys.bias, values.weight, values.bias, self.out_proj.weight
+        )
+
+    def look(self) -> Look:
+        """What dictionary_step takes to fold the dictionary for dictionary <- pixels."""
+        return Look(self.q_proj.weight, self.q_proj.bias, self.k_proj.weight, self.k_proj.bias)
+
+
+class CrossAttention(nn.Module, Projections):
     r"""Cross-attention with projections to a narrower width.
 
     .. math:: \mathrm{Attn}(q, k, v) = W_o \, [\mathrm{softmax}(q_h k_h^\top / \sqrt d) \, v_h]_h + b_o
 
     with q, k, v projected from C to ``C / downsample_rate`` (with bias), split into H heads of width d.
 
-    :meth:`forward` is the definition. :meth:`update`, :meth:`entries` and :meth:`look` hand the projections to
-    ``dictionary_step``, which moves those of the N pixels onto the K dictionary entries. That is exact algebra: q, k
-    and v of the pixels are never formed, and the operators ``attend`` and ``refine`` do the rest.
+    :meth:`forward` is the definition. Moving the projections of the N pixels onto the K dictionary entries is exact
+    algebra: q, k and v of the pixels are never formed, and the operators ``attend`` and ``refine`` do the rest.
 
     Args:
         embed_dim: C.
@@ -45,22 +81,6 @@ class CrossAttention(nn.Module):
         q, k, v = (self._heads(p(t)) for p, t in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value)))
         weights = ((q @ k.transpose(-1, -2)) * self.scale).softmax(-1)
         return self.out_proj((weights @ v).transpose(1, 2).flatten(2))
-
-    def update(self, norm: nn.LayerNorm) -> Update:
-        """What dictionary_step takes to turn attend's context into the dictionary normalised by ``norm``."""
-        values, out = self.v_proj, self.out_proj
-        return Update(values.weight, values.bias, out.weight, out.bias, norm.weight, norm.bias)
-
-    def entries(self) -> Entries:
-        """What dictionary_step takes to fold the dictionary for pixels <- dictionary."""
-        queries, keys, values = self.q_proj, self.k_proj, self.v_proj
-        return Entries(
-            queries.weight, queries.bias, keys.weight, keys.bias, values.weight, values.bias, self.out_proj.weight
-        )
-
-    def look(self) -> Look:
-        """What dictionary_step takes to fold the dictionary for dictionary <- pixels."""
-        return Look(self.q_proj.weight, self.q_proj.bias, self.k_proj.weight, self.k_proj.bias)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """``[B, M, H * d]`` -> ``[B, H, M, d]``."""

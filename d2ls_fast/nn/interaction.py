@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from d2ls_fast.backends import current as current_backend
 from d2ls_fast.nn import projected
-from d2ls_fast.nn.cost import costs, projecting_pays
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.dictionary_step import Step, dictionary_step
@@ -243,13 +242,9 @@ class AlternatingCrossAttention(nn.Module):
     def _projects(self, pixels: Tensor, dictionary: Tensor) -> bool:
         if self.form != "auto":
             return self.form == "projected"
-        if current_backend() == "triton":  # asked for by name, and it has kernels of the folded form only
-            return False
-        attention = cast("InteractionStage", self.layers[0]).dictionary_attention
-        sizes = (pixels.shape[2], attention.q_proj.out_features, attention.num_heads, dictionary.shape[1])
-        device = pixels.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixels.dtype
-        return projecting_pays(*sizes, costs(device, dtype))
+        return projected.pays(
+            cast("InteractionStage", self.layers[0]).dictionary_attention, pixels, dictionary.shape[1]
+        )
 
     def _run_projected(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool) -> Interaction:
         """The same for many entries, in 2 L + 1 passes that project the pixels on the way."""

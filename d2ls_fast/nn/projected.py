@@ -5,11 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from d2ls_fast.nn.cross_attention import CrossAttention
+from d2ls_fast.backends import current as current_backend
+from d2ls_fast.nn.cost import costs, projecting_pays
+from d2ls_fast.nn.cross_attention import Projections
 from d2ls_fast.ops import attend_projected, refine_projected
 
 
-def look(attention: CrossAttention, query: Tensor, pixels: Tensor, pixel_pe: Tensor) -> Tensor:
+def pays(attention: Projections, pixels: Tensor, entries: int) -> bool:
+    """Whether this form is the cheaper one for ``entries`` dictionary entries that meet each of the pixels."""
+    if current_backend() == "triton":  # asked for by name, and it has kernels of the folded form only
+        return False
+    device = pixels.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixels.dtype
+    sizes = (pixels.shape[2], attention.q_proj.out_features, attention.num_heads, entries)
+    return projecting_pays(*sizes, costs(device, dtype))
+
+
+def look(attention: Projections, query: Tensor, pixels: Tensor, pixel_pe: Tensor) -> Tensor:
     """dictionary <- pixels: ``Attn(query, pixels + pixel_pe, pixels)``, ``[G * B, K, C]`` in the dtype of ``query``.
 
     Args:
@@ -27,7 +39,7 @@ def look(attention: CrossAttention, query: Tensor, pixels: Tensor, pixel_pe: Ten
 
 
 def update(
-    attention: CrossAttention,
+    attention: Projections,
     norm: nn.LayerNorm,
     pixels: Tensor,
     pixel_pe: Tensor,

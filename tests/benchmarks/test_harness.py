@@ -109,7 +109,7 @@ def test_a_sweep_is_drawn_over_what_differs(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("level", ["operator", "head", "model", "train", "patch"])
+@pytest.mark.parametrize("level", ["operator", "head", "model", "train", "patch", "sam"])
 def test_every_case_of_a_level_is_right(level: str) -> None:
     """Compiled variants take minutes here; the eager ones show that the cases are set up rightly."""
     for built in LEVELS[level](SMALL):

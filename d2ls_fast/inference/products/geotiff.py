@@ -150,7 +150,7 @@ class GeoTiffWriter:
 
 def _factors(length: int) -> list[int]:
     """The overviews of a raster with the longer side ``length``: halved until it fits one tile."""
-    factors = []
+    factors: list[int] = []
     while length > BLOCK * 2 ** len(factors):
         factors.append(2 ** (len(factors) + 1))
     return factors

@@ -26,13 +26,26 @@ def patch(
     neck: bool = True,
     dictionary: bool = True,
     classification: bool = True,
+    two_way: bool = True,
 ) -> type[_Model]: ...
 @overload
 def patch(
-    model: _Model, *, interaction: bool = True, neck: bool = True, dictionary: bool = True, classification: bool = True
+    model: _Model,
+    *,
+    interaction: bool = True,
+    neck: bool = True,
+    dictionary: bool = True,
+    classification: bool = True,
+    two_way: bool = True,
 ) -> _Model: ...
 def patch(
-    model: Any, *, interaction: bool = True, neck: bool = True, dictionary: bool = True, classification: bool = True
+    model: Any,
+    *,
+    interaction: bool = True,
+    neck: bool = True,
+    dictionary: bool = True,
+    classification: bool = True,
+    two_way: bool = True,
 ) -> Any:
     """Let somebody else's model compute its parts with our operators, in place.
 
@@ -49,6 +62,7 @@ def patch(
         neck: its linear layers, upsampling and fusing convolution.
         dictionary: its mixture of dictionary entries.
         classification: its upsampler, hypernetwork and their product.
+        two_way: the two-way transformer of the SAM family's mask decoders (``transformers``' Sam, Sam2 and relatives).
 
     Returns:
         ``model`` itself.
@@ -64,6 +78,7 @@ def patch(
         "neck": neck,
         "dictionary": dictionary,
         "classification": classification,
+        "two_way": two_way,
     }
     switches = frozenset(name for name, on in given.items() if on)
     if not switches:

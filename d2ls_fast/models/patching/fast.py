@@ -62,6 +62,10 @@ class Fast(nn.Module):
         """What the replacement keeps as ``self._fast_kept``, such as our own module around the same parameters."""
         return None
 
+    @classmethod
+    def swap_parts(cls, module: nn.Module, kept: Any) -> None:
+        """Let sub-modules take replacements on as well; ``kept`` is what :meth:`keep` made."""
+
     def as_found(self) -> bool:
         """Whether the parts are still those that were found and nobody listens to them, else ``super()`` must do it.
 
@@ -93,6 +97,7 @@ def swap(module: nn.Module, replacement: type[Fast]) -> None:
     # Past nn.Module.__setattr__: these are not sub-modules.
     module.__dict__["_fast_parts"] = parts
     module.__dict__["_fast_kept"] = kept
+    replacement.swap_parts(module, kept)
 
 
 def restore(module: nn.Module) -> None:

@@ -27,6 +27,8 @@ class FastInteraction(Fast):
         layers = part(module, "layers")
         if not isinstance(layers, nn.ModuleList) or not any(part(layer, _LOOK) for layer in layers):
             return False
+        if part(module, "layer_norm_final_attn") is not None:  # FastTwoWay's
+            return False
         norm = part(module, "norm_final_attn")
         if not isinstance(norm, nn.LayerNorm) or part(module, _LAST) is None:
             return f"it has no {_LAST} followed by norm_final_attn"

@@ -1,4 +1,9 @@
-"""The neck: linear layers, upsampling and fusing convolution composed, every product at its level's own size."""
+"""The neck: linear layers, upsampling and fusing convolution composed, every product at its level's own size.
+
+What lies between these parts, and what follows, is the model's own ``forward``, in which forks differ most. It stays:
+while it runs, the linear layers hand out tensors without memory (device ``meta``) and the convolution computes the
+whole from the maps that they were given.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2ls_fast.models.patching.fast import Fast
+from d2ls_fast.models.patching.fast import Fast, swap
 from d2ls_fast.models.patching.structure import StandIn, is_linear, part
 from d2ls_fast.nn.pyramid import PyramidNeck
 
-_MAPS = "multi_scale_features"
+_COLLECTED = "multi_scale_features"
 
 
 class FastNeck(Fast):
-    """The whole model, between its ``backbone`` and its ``decoder``.
-
-    The maps are collected by hooks in ``multi_scale_features``; without such a list they are what the backbone returns,
-    and without a backbone they are the model's argument. Encoding and decoder are called as they are.
-    """
+    """The whole model, with ``linear_c`` and ``aggregator``."""
 
     switch = "neck"
 
@@ -30,9 +31,8 @@ class FastNeck(Fast):
         levels, fuse = part(module, "linear_c"), part(module, "aggregator")
         if not isinstance(levels, nn.ModuleList) or not len(levels):
             return False
-        missing = [name for name in ("aggregator", "pe_layer", "decoder") if part(module, name) is None]
-        if missing:
-            return f"it has no {missing[0]}"
+        if fuse is None:
+            return "it has no aggregator"
         projections = [part(level, "proj") for level in levels]
         if not all(is_linear(each) for each in projections):
             return "its linear_c are not linear layers proj with a bias"
@@ -47,30 +47,26 @@ class FastNeck(Fast):
     def example(cls, module: nn.Module, random: Callable[..., Tensor]) -> Sequence[Any]:
         widths = [each.in_features for each in _projections(module)]
         maps = [random(2, width, 9 // (i + 1), 13 // (i + 1)) for i, width in enumerate(widths)]
-        if part(module, "backbone") is None:
+        backbone = part(module, "backbone")
+        if backbone is None:
             return (maps,)
-        cast("list[Tensor]", module.backbone.maps).extend(maps)  # type: ignore[union-attr]
+        cast(_MapsInstead, backbone).maps.extend(maps)
         return (random(2, 3, 36, 52),)
 
     @classmethod
     def stand_ins(cls, module: nn.Module) -> dict[int, Any]:
-        channels = _projections(module)[0].out_features
+        """The maps come from a list that hooks on the backbone fill, from the backbone, or are the model's argument."""
+        channels, stand_ins = _projections(module)[0].out_features, dict[int, Any]()
 
         def encoding(size: Sequence[int]) -> Tensor:
             return torch.arange(channels * size[0] * size[1]).double().sin().view(channels, *size)
 
-        def given(*arguments: Any) -> Any:
-            return arguments
-
-        pe_layer, decoder = module.get_submodule("pe_layer"), module.get_submodule("decoder")
-        stand_ins: dict[int, Any] = {
-            id(pe_layer): StandIn(pe_layer, encoding),
-            id(decoder): StandIn(decoder, given),
-        }
-        backbone, collected = part(module, "backbone"), module.__dict__.get(_MAPS)
+        backbone, collected = part(module, "backbone"), module.__dict__.get(_COLLECTED)
+        pe_layer = part(module, "pe_layer")
+        if pe_layer is not None:
+            stand_ins[id(pe_layer)] = StandIn(pe_layer, encoding)  # the release's computes in float32 alone
         if backbone is not None:
-            stand_in = _MapsInstead(collects=collected is not None)
-            stand_ins[id(backbone)] = stand_in
+            stand_ins[id(backbone)] = stand_in = _MapsInstead(collects=collected is not None)
             if collected is not None:
                 stand_ins[id(collected)] = stand_in.collected
         return stand_ins
@@ -80,34 +76,70 @@ class FastNeck(Fast):
         return (*module.get_submodule("linear_c").modules(), module.get_submodule("aggregator"))
 
     @classmethod
-    def keep(cls, module: nn.Module) -> PyramidNeck:
-        """Our module around the same linear layers and convolution."""
-        projections = _projections(module)
+    def keep(cls, module: nn.Module) -> _Maps:
+        """Our module around the same linear layers and convolution, and a place for the maps."""
+        projections, fuse = _projections(module), cast(nn.Conv2d, module.aggregator)
         with torch.device("meta"):
             ours = PyramidNeck([each.in_features for each in projections], projections[0].out_features)
         ours.projections = nn.ModuleList(projections)
-        ours.fuse = cast(nn.Linear, _AsLinear(cast(nn.Conv2d, module.aggregator)))
-        return ours
+        ours.fuse = cast(nn.Linear, _AsLinear(fuse))
+        return _Maps(ours)
 
-    def forward(self, x: Any) -> Any:
-        """What the backbone takes -> what the decoder gives."""
-        if not self.as_found():
-            return super().forward(x)
-        maps = self._maps(x)
-        size = tuple(maps[0].shape[2:])
-        fused = self._fast_kept(maps).transpose(1, 2).unflatten(2, size)
-        image_pe = cast(nn.Module, self.pe_layer)(size).unsqueeze(0)
-        return cast(nn.Module, self.decoder)(fused, image_pe, maps[-1])
+    @classmethod
+    def swap_parts(cls, module: nn.Module, kept: _Maps) -> None:
+        for index, level in enumerate(cast(nn.ModuleList, module.linear_c)):
+            swap(level, _FastLevel)
+            level.__dict__["_fast_kept"] = (kept, index)
+        swap(cast(nn.Module, module.aggregator), _FastFuse)
+        cast(nn.Module, module.aggregator).__dict__["_fast_kept"] = kept
 
-    def _maps(self, x: Any) -> Sequence[Tensor]:
-        backbone, collected = part(self, "backbone"), self.__dict__.get(_MAPS)
-        if backbone is None:
-            return cast("Sequence[Tensor]", x)
-        if collected is None:
-            return cast("Sequence[Tensor]", backbone(x))
-        collected.clear()
-        backbone(x)
-        return cast("Sequence[Tensor]", collected)
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """The model's own, with fast parts."""
+        maps: _Maps = self._fast_kept
+        maps.wanted = self.as_found()
+        try:
+            return super().forward(*arguments, **named)
+        finally:
+            maps.wanted = False
+            maps.given.clear()
+
+
+class _Maps:
+    """The maps that the linear layers were given in the call that is running; wanted only while there is one."""
+
+    def __init__(self, neck: PyramidNeck) -> None:
+        self.neck = neck
+        self.wanted = False
+        self.given: dict[int, Tensor] = {}
+
+
+class _FastLevel(Fast):
+    """One of ``linear_c``: ``[B, c, h, w]`` -> ``[B, h * w, C]``, of which only the shape is made."""
+
+    switch = "neck"
+
+    def forward(self, feature: Tensor) -> Any:
+        maps, index = self._fast_kept
+        if not maps.wanted:
+            return super().forward(feature)
+        maps.given[index] = feature
+        images, _, height, width = feature.shape
+        channels = maps.neck.projections[index].out_features
+        return torch.empty(images, height * width, channels, dtype=feature.dtype, device="meta")
+
+
+class _FastFuse(Fast):
+    """``aggregator``: computes the neck from the maps where it is given a tensor without memory."""
+
+    switch = "neck"
+
+    def forward(self, input: Tensor) -> Tensor:
+        maps: _Maps = self._fast_kept
+        if not maps.wanted or input.device.type != "meta":
+            return cast(Tensor, super().forward(input))
+        given = [maps.given[index] for index in range(len(maps.neck.projections))]
+        fused: Tensor = maps.neck(given)
+        return fused.transpose(1, 2).unflatten(2, tuple(given[0].shape[2:]))
 
 
 class _AsLinear(nn.Module):

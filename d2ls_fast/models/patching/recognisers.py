@@ -6,6 +6,15 @@ from d2ls_fast.models.patching.classification import FastClassification
 from d2ls_fast.models.patching.dictionary import FastDictionary
 from d2ls_fast.models.patching.fast import Fast
 from d2ls_fast.models.patching.interaction import FastInteraction
+from d2ls_fast.models.patching.mask_decoder import FastMaskDecoder
 from d2ls_fast.models.patching.neck import FastNeck
+from d2ls_fast.models.patching.two_way import FastTwoWay
 
-RECOGNISERS: tuple[type[Fast], ...] = (FastInteraction, FastNeck, FastDictionary, FastClassification)
+RECOGNISERS: tuple[type[Fast], ...] = (
+    FastInteraction,
+    FastNeck,
+    FastDictionary,
+    FastClassification,
+    FastMaskDecoder,
+    FastTwoWay,
+)

@@ -151,12 +151,12 @@ def test_the_interaction_alone(images: int, encodings: int, dtypes: tuple[torch.
 
 
 def test_compiles() -> None:
-    """The decoder as one graph; the whole, whose maps are collected by hooks, in as many as the original."""
+    """The whole model and the decoder alone, each as one graph."""
     model, heard = tiny(depth=1).train(), []  # type: ignore[var-annotated]
     inputs = (torch.randn(2, 32, 6, 10), torch.randn(1, 32, 6, 10), torch.randn(2, 10, 2, 3))
     whole, decoded = model(maps()), model.decoder(*inputs)
     torch._dynamo.reset()
-    compiled = d2.patch(torch.compile(model, backend="aot_eager"))
+    compiled = d2.patch(torch.compile(model, fullgraph=True, backend="aot_eager"))
     assert set(d2.patch_report(model).replaced.values()) == set(WHERE) and not isinstance(compiled, Fast)
     torch.testing.assert_close(compiled(maps()), whole, rtol=1e-4, atol=1e-5)
     compiled = torch.compile(model.decoder, fullgraph=True, backend="aot_eager")
