@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls_fast.nn.classifier import PixelScores
 from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, labels_on_grid
-from d2ls_fast.nn.distributed import sum_over_processes
+from d2ls_fast.nn.distributed import join_batches, sum_over_processes
+from d2ls_fast.nn.diversity import prototype_diversity
 from d2ls_fast.ops._segmentation import Compat, SegmentationSums, segmentation_means, segmentation_sums_of_logits
 
 Contrast = Literal["ratio", "pixels", "none"]
@@ -37,7 +39,8 @@ class D2LSLoss(nn.Module):
     r"""What D2LS trains on.
 
     ``ce(logits) + dice_weight * dice(logits) + auxiliary_weight * ce(aux_logits)
-    + intermediate_weight * mean(ce(stage) for stage in intermediate) + contrastive_weight * contrastive``
+    + intermediate_weight * mean(ce(stage) for stage in intermediate) + contrastive_weight * contrastive
+    + diversity_weight * diversity(dictionary)``
 
     with ce = :func:`~d2ls_fast.nn.segmentation.soft_cross_entropy` and dice =
     :func:`~d2ls_fast.nn.segmentation.dice_loss`. Terms the output does not have are left out.
@@ -56,6 +59,9 @@ class D2LSLoss(nn.Module):
             dictionary, each pixel labelled as the centre of its 4 x 4 block; ``none``.
         contrastive_weight: weight of that term; 0 leaves it out.
         nce: the settings of ``pixels``; by default its own.
+        diversity_weight: weight of :func:`~d2ls_fast.nn.diversity.prototype_diversity` of the dictionary that
+            classified, for models of several prototypes a class; 0 leaves it out.
+        align: bring logits of another size to the target's, bilinearly, as forks do that label at another size.
         class_weights: one weight per class for all cross-entropies.
         ignore_index: label that takes no part anywhere.
         compat: ``corrected`` (mean over labelled pixels; absent classes left out of the dice) or ``release``
@@ -79,6 +85,8 @@ class D2LSLoss(nn.Module):
         intermediate_weight: float = 0.0,
         contrastive: Contrast = "ratio",
         nce: PixelDictionaryInfoNCE | None = None,
+        diversity_weight: float = 0.0,
+        align: bool = False,
     ) -> None:
         super().__init__()
         if not 0.0 <= smoothing < 1.0:
@@ -89,6 +97,7 @@ class D2LSLoss(nn.Module):
             ("auxiliary_weight", auxiliary_weight),
             ("intermediate_weight", intermediate_weight),
             ("contrastive_weight", contrastive_weight),
+            ("diversity_weight", diversity_weight),
             *((f"class_weights[{i}]", w) for i, w in enumerate(class_weights or ())),
         ):
             if not value >= 0.0:
@@ -103,6 +112,8 @@ class D2LSLoss(nn.Module):
         self.intermediate_weight = intermediate_weight
         self.contrastive = contrastive
         self.contrastive_weight = contrastive_weight
+        self.diversity_weight = diversity_weight
+        self.align = align
         self.ignore_index = ignore_index
         self.compat: Compat = compat
         self.nce = (nce or PixelDictionaryInfoNCE(ignore_index=ignore_index)) if contrastive == "pixels" else None
@@ -122,17 +133,17 @@ class D2LSLoss(nn.Module):
 
         Returns:
             total (differentiable scalar) and the terms ``cross_entropy``, ``dice``, ``auxiliary``, ``intermediate``,
-            ``contrastive`` as they enter it: detached, already weighted, adding up to the total.
+            ``contrastive``, ``diversity`` as they enter it: detached, already weighted, adding up to the total.
 
         Raises:
             ValueError: target and logits, or class weights and classes, do not fit.
         """
-        logits = output if isinstance(output, (Tensor, PixelScores)) else output.logits
+        logits = self._aligned(output if isinstance(output, (Tensor, PixelScores)) else output.logits, target)
         self._check(logits, target)
         auxiliary = self._given(output, "aux_logits", self.auxiliary_weight)
         stages = self._given(output, "intermediate", self.intermediate_weight) or ()
         without_dice = [*([] if auxiliary is None else [auxiliary]), *stages]
-        sums = [self._sums(each, target, with_dice=False) for each in without_dice]
+        sums = [self._sums(self._aligned(each, target), target, with_dice=False) for each in without_dice]
         (cross_entropy, dice), *others = self._means([self._sums(logits, target, self.dice_weight > 0), *sums])
         terms = {"cross_entropy": cross_entropy}
         if self.dice_weight:
@@ -144,6 +155,11 @@ class D2LSLoss(nn.Module):
         contrastive = self._contrastive(output, target)
         if contrastive is not None:
             terms["contrastive"] = self.contrastive_weight * contrastive
+        dictionary = self._given(output, "dictionary", self.diversity_weight)
+        if dictionary is not None:
+            joined = join_batches(dictionary) if self.training else dictionary
+            diversity = prototype_diversity(joined, dictionary.shape[1] // logits.shape[1])
+            terms["diversity"] = self.diversity_weight * diversity
         total = torch.stack(list(terms.values())).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
@@ -163,6 +179,13 @@ class D2LSLoss(nn.Module):
         labels = labels_on_grid(target, grid, ignore_index=self.ignore_index)
         contrastive: Tensor = self.nce(pixels, dictionary, labels)
         return contrastive
+
+    def _aligned(self, logits: Tensor | PixelScores, target: Tensor) -> Tensor | PixelScores:
+        """``logits`` of the target's size, where they are to be."""
+        if not self.align or tuple(logits.shape[-2:]) == tuple(target.shape[-2:]):
+            return logits
+        whole = logits.logits() if isinstance(logits, PixelScores) else logits
+        return F.interpolate(whole, size=target.shape[-2:], mode="bilinear", align_corners=False)
 
     def _sums(self, logits: Tensor | PixelScores, target: Tensor, with_dice: bool) -> SegmentationSums:
         weights = self.class_weights

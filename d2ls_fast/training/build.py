@@ -74,6 +74,8 @@ def build_loss(settings: TrainSettings, data: DataSplits) -> D2LSLoss:
     assert weights != "frequencies"
     if weights is not None and len(weights) != len(data.classes):
         raise UserError(f"loss.class_weights: {len(weights)} values for {len(data.classes)} classes; give one each")
+    if settings.loss.diversity_weight and settings.model.prototypes < 2:
+        raise UserError("loss.diversity_weight: keeps a class's prototypes apart; set model.prototypes to 2 or more")
     nce = PixelDictionaryInfoNCE(**settings.loss.nce.model_dump(), prototypes=settings.model.prototypes)
     return D2LSLoss(**settings.loss.model_dump(exclude={"nce", "frequency_form"}), nce=nce)
 

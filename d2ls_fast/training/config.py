@@ -76,6 +76,8 @@ class LossSettings(Settings):
     contrastive: Literal["ratio", "pixels", "none"] = "ratio"
     contrastive_weight: float = Field(1.0, ge=0)
     nce: NceSettings = NceSettings()
+    diversity_weight: float = Field(0.0, ge=0)
+    align: bool = False
     class_weights: Literal["frequencies"] | list[Annotated[float, Field(ge=0)]] | None = None
     frequency_form: Literal["median", "inverse"] = "median"
     compat: Literal["corrected", "release"] = "corrected"

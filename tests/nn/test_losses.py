@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from d2ls_fast.models.head import D2LSHead
 from d2ls_fast.nn.classifier import PixelClassifier, PixelScores
 from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, labels_on_grid
+from d2ls_fast.nn.diversity import prototype_diversity
 from d2ls_fast.nn.losses import D2LSLoss
 from d2ls_fast.nn.segmentation import dice_loss, soft_cross_entropy
 from d2ls_fast.ops._segmentation import mean_cross_entropy
@@ -150,10 +151,10 @@ def test_scores_and_their_logits_have_one_loss(compat: str, weights: list[float]
 CHANNELS = [8, 8, 12, 16]
 
 
-def head_and_maps(**options: bool) -> tuple[D2LSHead, list[Tensor], Tensor]:
+def head_and_maps(**options: Any) -> tuple[D2LSHead, list[Tensor], Tensor]:
     """Two stages, four classes, two images of 32 x 32 pixels, of which a part is unlabelled."""
     torch.manual_seed(0)
-    head = D2LSHead(CHANNELS, 4, embed_dim=32, num_heads=2, stages=2, **options)  # type: ignore[arg-type]
+    head = D2LSHead(CHANNELS, 4, embed_dim=32, num_heads=2, stages=2, **options)
     target = torch.randint(0, 3, (2, 32, 32))
     target[:, :5] = 255
     return head, [torch.randn(2, c, 8 // 2**i, 8 // 2**i) for i, c in enumerate(CHANNELS)], target
@@ -206,6 +207,29 @@ def test_contrastive_term_between_pixels_and_dictionary() -> None:
     _, terms = D2LSLoss(contrastive="pixels", contrastive_weight=0.5, nce=nce)(output, target)
     wanted = nce(output.pixels, output.dictionary, labels_on_grid(target))
     torch.testing.assert_close(terms["contrastive"], 0.5 * wanted)
+
+
+def test_diversity_term_is_of_the_dictionary_that_classified() -> None:
+    head, maps, target = head_and_maps(prototypes=3)
+    output = head(maps, keep_logits=False)
+    total, terms = D2LSLoss(diversity_weight=0.5)(output, target)
+    torch.testing.assert_close(terms["diversity"], 0.5 * prototype_diversity(output.dictionary, 3).detach())
+    torch.testing.assert_close(total.detach(), torch.stack(list(terms.values())).sum())
+    assert "diversity" not in D2LSLoss()(output, target)[1]
+
+
+@pytest.mark.parametrize("keep_logits", [True, False])
+def test_scores_of_another_size_are_brought_to_the_targets(keep_logits: bool) -> None:
+    head, maps, _ = head_and_maps(intermediate=True)
+    output = head(maps, keep_logits=keep_logits)
+    target = torch.randint(0, 4, (2, 50, 41))
+    with pytest.raises(ValueError, match="do not fit"):
+        D2LSLoss()(output, target)
+    terms = D2LSLoss(align=True, intermediate_weight=0.5)(output, target)[1]
+    logits = output.logits if isinstance(output.logits, torch.Tensor) else output.logits.logits()
+    aligned = torch.nn.functional.interpolate(logits, size=(50, 41), mode="bilinear")
+    torch.testing.assert_close(terms["cross_entropy"], soft_cross_entropy(aligned, target, 0.05).detach())
+    assert {"auxiliary", "intermediate"} <= set(terms)
 
 
 @pytest.mark.parametrize("compat", ["corrected", "release"])

@@ -66,6 +66,16 @@ def spoil_gradient(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(D2LSLoss, "forward", forward)
 
 
+def test_the_settings_that_forks_have_train(tmp_path: Path) -> None:
+    settings = ("model.prototypes=3", "loss.diversity_weight=0.1", "ema=0.9", "model.stages=5", "loss.align=true")
+    assert len(train(tmp_path, *settings)) == 3
+
+
+def test_diversity_without_prototypes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss\.diversity_weight: .* set model\.prototypes to 2 or more"):
+        train(tmp_path, "loss.diversity_weight=0.1")
+
+
 @pytest.mark.parametrize("clip", ["1.0", "null"])
 def test_a_gradient_that_is_not_finite_ends_the_run_and_names_step_and_parameter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: str
