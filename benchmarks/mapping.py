@@ -3,6 +3,7 @@
 - busy: the wall time of mapping a scene, files read and written, against the model's own time for the same windows,
   which are then in memory; both in turns.
 - memory: the highest resident memory of a process that maps a synthetic scene, by the scene's side.
+- tta: what the preset ``flips`` (four passes) costs against one pass, the model's time for one batch of windows.
 - seams: the share of pixels whose label changes when the grid of windows is shifted by half a window, by the way of
   blending. The dictionary and the positional encoding depend on the window, so it cannot be none.
 """
@@ -66,6 +67,17 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Augmented:
+    """Medians over the rounds."""
+
+    preset: str
+    passes: int
+    one_pass_seconds: float
+    all_passes_seconds: float
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Seams:
     """Changed labels after a shift of the windows by half a window."""
 
@@ -96,6 +108,20 @@ def measure_busy(checkpoint: Path, scene: Path, rounds: int, advance: Callable[[
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     ratio = statistics.median(whole / own for whole, own in times)
     return Busy(scene.name, sum(map(len, batches)), *medians, ratio)
+
+
+def measure_tta(checkpoint: Path, rounds: int, advance: Callable[[], None]) -> Augmented:
+    """Time one window with and without ``flips``, in turns."""
+    plain, augmented = (Predictor(checkpoint, window=512, batch=1, tta=preset) for preset in ("none", "flips"))
+    images = torch.randn(1, len(plain.card.mean), 512, 512)
+    times = [
+        (_seconds(lambda: plain.probabilities(images)), _seconds(lambda: augmented.probabilities(images)))
+        for _ in range(rounds + 1)
+    ][1:]
+    advance()
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    ratio = statistics.median(all_passes / one for one, all_passes in times)
+    return Augmented("flips", augmented.tta.passes, *medians, ratio)
 
 
 def measure_memory(sides: Sequence[int], advance: Callable[[], None]) -> list[Memory]:
@@ -157,7 +183,7 @@ def measure_seams(checkpoint: Path, scene: Path, advance: Callable[[], None]) ->
     return results
 
 
-def tables(busy: Busy, memory: Sequence[Memory], seams: Sequence[Seams]) -> list[Table]:
+def tables(busy: Busy, tta: Augmented, memory: Sequence[Memory], seams: Sequence[Seams]) -> list[Table]:
     """The figures, as tables for a terminal or for Markdown."""
     first = _table(f"mapping {busy.scene}, {busy.windows} windows", "wall s", "the model's own s", "ratio")
     first.add_row(f"{busy.map_seconds:.2f}", f"{busy.model_seconds:.2f}", f"{busy.ratio:.3f}")
@@ -169,11 +195,19 @@ def tables(busy: Busy, memory: Sequence[Memory], seams: Sequence[Seams]) -> list
     third = _table(f"labels changed by a shift of half a window, {busy.scene}", "blending", "changed %", "of pixels")
     for seam in seams:
         third.add_row(seam.blend, f"{seam.changed_percent:.2f}", str(seam.pixels))
-    return [first, second, third]
+    fourth = _table("test-time augmentation", "preset", "passes", "one pass s", "all passes s", "ratio")
+    one, all_passes = f"{tta.one_pass_seconds:.3f}", f"{tta.all_passes_seconds:.3f}"
+    fourth.add_row(tta.preset, str(tta.passes), one, all_passes, f"{tta.ratio:.2f}")
+    return [first, second, third, fourth]
 
 
 def write(
-    facts: dict[str, Any], busy: Busy, memory: Sequence[Memory], seams: Sequence[Seams], output: Path
+    facts: dict[str, Any],
+    busy: Busy,
+    tta: Augmented,
+    memory: Sequence[Memory],
+    seams: Sequence[Seams],
+    output: Path,
 ) -> list[Path]:
     """The results as ``output.json`` and ``output.md``."""
     from rich.console import Console
@@ -182,6 +216,7 @@ def write(
     content = {
         "machine": facts,
         "busy": asdict(busy),
+        "tta": asdict(tta),
         "small model": SMALL_MODEL,
         "memory": [asdict(each) for each in memory],
         "seams": [asdict(each) for each in seams],
@@ -193,7 +228,7 @@ def write(
         console.print("# Mapping scenes\n", highlight=False)
         console.print("\n".join(f"- {key}: {value}" for key, value in facts.items()), soft_wrap=True, highlight=False)
         console.print(f"- memory: {SMALL_MODEL}\n", soft_wrap=True, highlight=False)
-        for table in tables(busy, memory, seams):
+        for table in tables(busy, tta, memory, seams):
             table.box = box.MARKDOWN
             console.print(f"{table.title}\n", highlight=False)
             table.title = None

@@ -149,16 +149,17 @@ def bench_map(files: list[str], device: str, sides: list[int], rounds: int, outp
     console = Console()
     facts = machine.describe(device)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("mapping", total=rounds + 1 + 3 + len(sides))
+        task = progress.add_task("mapping", total=rounds + 1 + 1 + 3 + len(sides))
 
         def advance() -> None:
             progress.advance(task)
 
         busy = mapping.measure_busy(checkpoint, scene, rounds, advance)
+        tta = mapping.measure_tta(checkpoint, rounds, advance)
         seams = mapping.measure_seams(checkpoint, scene, advance)
         memory = mapping.measure_memory(sides, advance)
-    for table in mapping.tables(busy, memory, seams):
+    for table in mapping.tables(busy, tta, memory, seams):
         console.print(table)
     if output is not None:
-        for path in mapping.write(facts, busy, memory, seams, output):
+        for path in mapping.write(facts, busy, tta, memory, seams, output):
             console.print(f"wrote {path}")
