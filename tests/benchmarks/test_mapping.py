@@ -40,21 +40,9 @@ def test_a_synthetic_scene_repeats_nothing(tmp_path: Path) -> None:
 
 def test_all_is_measured_and_written(checkpoint: Path, tmp_path: Path) -> None:
     mapping.write_synthetic_scene(tmp_path / "s.tif", 300)
-    result = CliRunner().invoke(
-        app,
-        [
-            "bench",
-            "map",
-            str(checkpoint),
-            str(tmp_path / "s.tif"),
-            "--size",
-            "400",
-            "--repeats",
-            "3",
-            "--output",
-            str(tmp_path / "out"),
-        ],
-    )
+    files = [str(checkpoint), str(tmp_path / "s.tif")]
+    options = ["--size", "400", "--repeats", "3", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["bench", "map", *files, *options])
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["busy"]["windows"] == 36
