@@ -88,7 +88,7 @@ def test_the_command_writes_its_results(settings: TrainSettings, tmp_path: Path)
     [
         (["data"], "no recipe is named"),
         (["data", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["head", "configs/demo.yaml"], "only level data takes a recipe"),
+        (["head", "configs/demo.yaml"], "only the levels data and map take a file"),
     ],
 )
 def test_wrong_calls_end_in_one_line(arguments: list[str], named: str) -> None:
