@@ -21,6 +21,8 @@ from d2ls_fast.backends import BackendError, backend, backends
 from d2ls_fast.errors import UserError
 
 if TYPE_CHECKING:
+    from d2ls_fast.export.exported import Exported
+    from d2ls_fast.export.load import load_exported
     from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
     from d2ls_fast.models.head import D2LSHead, D2LSOutput
     from d2ls_fast.models.load_official import load_official
@@ -37,16 +39,19 @@ _MODELS = {
     "load_official": "load_official",
     "save_checkpoint": "checkpoint",
 }
+_EXPORT = {"Exported": "exported", "load_exported": "load"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EXPORT:
+        return getattr(import_module(f"d2ls_fast.export.{_EXPORT[name]}"), name)
     if name not in _MODELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"d2ls_fast.models.{_MODELS[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_MODELS))
+    return sorted(set(globals()) | set(_MODELS) | set(_EXPORT))
 
 
 __all__ = [
@@ -54,6 +59,7 @@ __all__ = [
     "BackendError",
     "D2LSHead",
     "D2LSOutput",
+    "Exported",
     "ModelCard",
     "UserError",
     "__version__",
@@ -61,6 +67,7 @@ __all__ = [
     "backends",
     "create_model",
     "load_checkpoint",
+    "load_exported",
     "load_official",
     "nn",
     "ops",
