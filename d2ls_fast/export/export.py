@@ -10,7 +10,7 @@ import torch
 
 from d2ls_fast.errors import UserError
 from d2ls_fast.export.agreement import Agreement, compare
-from d2ls_fast.export.formats import WRITERS, check_compiler
+from d2ls_fast.export.formats import WRITERS, check_compiler, compilable
 from d2ls_fast.export.load import load_exported, quiet
 from d2ls_fast.export.manifest import SUFFIXES, Format, Manifest, Operators, Precision
 from d2ls_fast.export.trace import describe, own_operators, trace
@@ -66,6 +66,8 @@ def export_model(
     progress("tracing")
     with quiet():
         program = trace(model, operators, precision, shape)
+        if format == "aoti":
+            program = compilable(program)
         own = own_operators(program)
         with replacing(path) as temporary:
             progress("compiling" if format == "aoti" else "writing")

@@ -63,14 +63,14 @@ class Exported:
         return _like(self._logits(images), images)
 
     def _logits(self, images: Tensor | NDArray[Any]) -> Tensor:
-        bands, array = len(self.card.bands), isinstance(images, np.ndarray)
+        bands = len(self.card.bands)
         real = images.dtype.kind in "buif" if isinstance(images, np.ndarray) else not images.is_complex()
         if images.ndim not in (3, 4) or images.shape[-3] != bands or 0 in images.shape or not real:
             raise UserError(
                 f"images must be real numbers [B, {bands}, h, w] or [{bands}, h, w] for this file,"
                 f" got {list(images.shape)} of {images.dtype}"
             )
-        raw: Tensor = torch.from_numpy(images.astype(np.float32)) if array else images
+        raw = torch.from_numpy(images.astype(np.float32)) if isinstance(images, np.ndarray) else images
         values = (raw if raw.ndim == 4 else raw[None]).to(self.manifest.device, torch.float32)
         known = values.isfinite().all(1, keepdim=True)
         # A missing pixel becomes the mean of the training images, as everywhere in the package.
@@ -109,4 +109,4 @@ def resample_each(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _like(result: Tensor, images: Images) -> Images:
     result = result if images.ndim == 4 else result[0]
-    return result.cpu().numpy() if isinstance(images, np.ndarray) else result  # type: ignore[return-value]
+    return result.cpu().numpy() if isinstance(images, np.ndarray) else result

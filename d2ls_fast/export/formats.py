@@ -20,6 +20,15 @@ def write_program(program: ExportedProgram, manifest: Manifest, path: Path) -> M
     return manifest
 
 
+def compilable(program: ExportedProgram) -> ExportedProgram:
+    """A traced program as AOTInductor can compile it: with ``dictionary_step`` in PyTorch.
+
+    AOTInductor (torch 2.15) hands that operator's empty lists of tensors over as None. It is a tiny part.
+    """
+    steps = (torch.ops.d2ls_fast.dictionary_step.default, torch.ops.d2ls_fast.dictionary_step_triton.default)
+    return program.run_decompositions({step: dictionary_step_definition for step in steps})
+
+
 def write_aoti(program: ExportedProgram, manifest: Manifest, path: Path) -> Manifest:
     """Compiled by AOTInductor for this machine's kind of processor; the manifest is in the package's metadata.
 
@@ -28,11 +37,6 @@ def write_aoti(program: ExportedProgram, manifest: Manifest, path: Path) -> Mani
     """
     import torch._inductor
 
-    if manifest.operators == "fused":
-        # AOTInductor hands empty lists of tensors to an operator as None. The step is tiny: its PyTorch form compiles.
-        step = torch.ops.d2ls_fast
-        overloads = (step.dictionary_step.default, step.dictionary_step_triton.default)
-        program = program.run_decompositions({overload: dictionary_step_definition for overload in overloads})
     settings = {"aot_inductor.metadata": {KEY: manifest.to_json()}}
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)

@@ -20,7 +20,7 @@ def fixed_same_padding(model: nn.Module) -> Iterator[None]:
     """
     convolutions = [module for module in model.modules() if isinstance(module, Conv2dSame)]
     for module in convolutions:
-        module.forward = _Padded(module)
+        module.forward = _Padded(module)  # type: ignore[method-assign]
     try:
         yield
     finally:
