@@ -55,7 +55,9 @@ def trace(
         _check_fused(parameter.device.type)
     if shape is None and "swin" in model.config["backbone"]:
         # It pads to its windows by formulas of the size, nested through all blocks: minutes without a result.
-        raise UserError(f"{describe(model)}: a Swin backbone is exported for one size; give --static, --batch and --size")
+        raise UserError(
+            f"{describe(model)}: a Swin backbone is exported for one size; give --static, --batch and --size"
+        )
     batch, height, width = shape or _EXAMPLE
     example = torch.zeros(batch, model.backbone.in_chans, height, width, device=parameter.device)
     sides = {
