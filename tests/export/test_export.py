@@ -141,12 +141,12 @@ def test_options_that_do_not_go_together(
     assert "ends in .onnx" in refused("tiny.pt2", "onnx")
     assert "plain operators in fp32" in refused("tiny.onnx", "onnx", operators="fused")
     assert "multiples of 32" in refused("tiny.pt2", "exported-program", shape=(1, 64, 70))
-    monkeypatch.setitem(tiny_model.config, "backbone", "swin_b")
-    assert "d2ls on swin_b: a Swin backbone" in refused("tiny.pt2", "exported-program")
     monkeypatch.setattr(sys.modules["d2ls_fast.backends"], "backends", lambda: {"cpu": "was not built"})
     assert "fused: was not built; use --operators plain" in refused("tiny.pt2", "aoti", operators="fused")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "pip install onnxscript" in refused("tiny.onnx", "onnx")
+    monkeypatch.setitem(tiny_model.config, "backbone", "swin_b")
+    assert "d2ls on swin_b: a Swin backbone" in refused("tiny.pt2", "exported-program")
 
 
 def test_no_compiler_is_one_line(
