@@ -22,6 +22,8 @@ from d2ls_fast.backends import BackendError, backend, backends
 from d2ls_fast.errors import UserError
 
 if TYPE_CHECKING:
+    from d2ls_fast.export.exported import Exported
+    from d2ls_fast.export.load import load_exported
     from d2ls_fast.inference.predictor import Predictor
     from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
     from d2ls_fast.models.head import D2LSHead, D2LSOutput
@@ -34,11 +36,13 @@ _LATER = {
     "D2LS": "models.model",
     "D2LSHead": "models.head",
     "D2LSOutput": "models.head",
+    "Exported": "export.exported",
     "ModelCard": "models.checkpoint",
     "PatchReport": "models.patching",
     "Predictor": "inference.predictor",
     "create_model": "models.model",
     "load_checkpoint": "models.checkpoint",
+    "load_exported": "export.load",
     "load_official": "models.load_official",
     "patch": "models.patching",
     "patch_report": "models.patching",
@@ -62,6 +66,7 @@ __all__ = [
     "BackendError",
     "D2LSHead",
     "D2LSOutput",
+    "Exported",
     "ModelCard",
     "PatchReport",
     "Predictor",
@@ -71,6 +76,7 @@ __all__ = [
     "backends",
     "create_model",
     "load_checkpoint",
+    "load_exported",
     "load_official",
     "nn",
     "ops",

@@ -14,6 +14,7 @@ from d2ls_fast.cli.bench import bench
 from d2ls_fast.cli.convert import convert
 from d2ls_fast.cli.data import data
 from d2ls_fast.cli.evaluate import evaluate
+from d2ls_fast.cli.export import export
 from d2ls_fast.cli.info import info
 from d2ls_fast.cli.predict import predict
 from d2ls_fast.cli.submit import submit
@@ -70,7 +71,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, evaluate, predict, bench, ablate, convert, info):
+for command in (train, evaluate, predict, export, bench, ablate, convert, info):
     app.command()(command)
 app.add_typer(data)
 app.add_typer(submit)

@@ -62,7 +62,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: SegmentationModel, card
         UserError: the card contradicts the model or itself, or the file cannot be written.
     """
     path = Path(path)
-    _check_card(card, str(path))
+    check_card(card, str(path))
     if card.model != model.config:
         raise UserError(f"{path}: card.model is not the configuration of the model to be saved; use model.config")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -110,11 +110,12 @@ def _read_card(text: str, origin: str) -> ModelCard:
         card = _CARD.validate_python({key: value for key, value in content.items() if key not in unknown})
     except (ValueError, TypeError, AttributeError, ValidationError):
         raise UserError(f"{origin}: its card cannot be read; the file is damaged or of another version") from None
-    _check_card(card, origin)
+    check_card(card, origin)
     return card
 
 
-def _check_card(card: ModelCard, origin: str) -> None:
+def check_card(card: ModelCard, origin: str) -> None:
+    """Raise :class:`UserError`, naming ``origin``, unless the card fits its model and itself."""
     classes, bands = card.model.get("num_classes"), card.model.get("in_chans")
     for name, found, wanted in (
         ("classes", len(card.classes), classes),
