@@ -96,7 +96,8 @@ def measure_busy(checkpoint: Path, scene: Path, rounds: int, advance: Callable[[
     batches: list[torch.Tensor] = []
     for start in range(0, len(found), len(columns)):  # a batch does not reach into the next row of windows
         images = [window.image for window in found[start : start + len(columns)] if window.image is not None]
-        batches += [torch.stack(images[i : i + predictor.batch]) for i in range(0, len(images), predictor.batch)]
+        size = predictor.batch_of(len(columns))
+        batches += [torch.stack(images[i : i + size]) for i in range(0, len(images), size)]
     times = []
     for _ in range(rounds + 1):
         with tempfile.TemporaryDirectory() as folder:

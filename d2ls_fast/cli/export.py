@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2ls_fast.cli.predict import Device, Precision
+from d2ls_fast.cli.predict import Device
 
 if TYPE_CHECKING:
     from d2ls_fast.export.export import Report
@@ -20,6 +20,13 @@ class FileFormat(str, Enum):
     exported_program = "exported-program"
     aoti = "aoti"
     onnx = "onnx"
+
+
+class Precision(str, Enum):
+    """The type of the model's products."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class OperatorKind(str, Enum):

@@ -61,7 +61,7 @@ def predict(
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option("--overlap", help="pixels that neighbouring windows share at least  [default: window / 4]"),
+        typer.Option("--overlap", help="pixels that neighbouring windows share at least  [default: 3/8 window]"),
     ] = None,
     blend: Annotated[Blend, typer.Option("--blend", help="how windows share a pixel")] = Blend.cosine,
     batch: Annotated[

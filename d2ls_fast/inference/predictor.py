@@ -62,7 +62,7 @@ class Predictor:
         compile: run the model through ``torch.compile``: slow at first, faster afterwards on a GPU.
         window: side of a window in model pixels, at least 32; by default that of the training crops, to whose view
             dictionary and positional encoding are used.
-        overlap: pixels that neighbouring windows share at least; a quarter of the window by default.
+        overlap: pixels that neighbouring windows share at least; three eighths of the window by default.
         blend: how windows share a pixel: ``cosine``, ``gaussian``, or ``none``; see
             :func:`~d2ls_fast.inference.windows.blend_weights`.
         batch: windows per model call, and views of windows under test-time augmentation; by default as many as have the
@@ -122,7 +122,7 @@ class Predictor:
         """
         if window is None:
             window = max(SMALLEST, math.ceil(self.card.crop / SMALLEST) * SMALLEST)
-        overlap = window // 4 if overlap is None else overlap
+        overlap = window * 3 // 8 if overlap is None else overlap
         if batch is None:
             batch = max(1, (1 if self.device.type == "cpu" else 8) * 512**2 // window**2)
         if window < SMALLEST:
@@ -223,6 +223,10 @@ class Predictor:
         options = (self.card.scale, self.window, self.overlap, self.blend, grid)
         return Axis(source.height, *options), Axis(source.width, *options)
 
+    def batch_of(self, columns: int) -> int:
+        """Windows per model call in rows of so many: even, so that none is left for a call of its own."""
+        return math.ceil(columns / math.ceil(columns / self.batch))
+
     def rows(
         self,
         source: Source,
@@ -261,11 +265,12 @@ class Predictor:
                 if progress is not None:
                     progress(next(count), total)
 
-        with closing(reader.read(range(first, part.stop), 2 * self.batch)) as images:
+        batch = self.batch_of(len(columns))
+        with closing(reader.read(range(first, part.stop), 2 * batch)) as images:
             for number in range(first, part.stop):
                 row = itertools.islice(images, len(columns))
                 classify = partial(adapted.classify, number) if adapted else self._classify
-                finished = mosaic.add(number, counted(scored(row, classify, self.batch)))
+                finished = mosaic.add(number, counted(scored(row, classify, batch)))
                 if number in part:
                     yield finished
 

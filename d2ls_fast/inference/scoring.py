@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -44,22 +45,31 @@ class WindowReader:
 
     def read(self, part: range, depth: int) -> Generator[WindowImage, None, None]:
         """The windows of the rows ``part``, each row from left to right; ``depth`` of them are read ahead."""
-        return ahead(
-            (partial(self._window, *place) for place in product(part, range(len(self._columns)))), READERS, depth
-        )
+        places = list(product(part, range(len(self._columns))))
+        with closing(ahead((partial(self._pixels, *place) for place in places), READERS, depth)) as found:
+            for (row, column), (pixels, known) in zip(places, found, strict=True):
+                image = None if pixels is None else self._as_the_model_sees(row, column, torch.from_numpy(pixels))
+                yield WindowImage(column, image, known)
 
-    @torch.inference_mode()
-    def _window(self, row: int, column: int) -> WindowImage:
+    def _pixels(self, row: int, column: int) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
+        """Normalised pixels as they are in the scene, and what is known.
+
+        Without PyTorch: in every thread that calls it, it keeps threads of its own, which the model would then miss.
+        """
         values, known = self._source.read(self._rows.read(row), self._columns.read(column))
         if not known.any():
-            return WindowImage(column, None, known)
+            return None, known
         pixels = (values.astype(np.float32) - self._mean) / self._std
         # A missing pixel becomes 0, the mean of the training images: neutral to the network and to resampling.
-        image = torch.from_numpy(np.where(known, pixels, np.float32(0)))
+        return np.where(known, pixels, np.float32(0)), known
+
+    @torch.inference_mode()
+    def _as_the_model_sees(self, row: int, column: int, image: Tensor) -> Tensor:
+        """Resampled to the model's grid, its edge repeated where the scene ends before the window."""
         rows, columns = self._rows, self._columns
         image = columns.into.apply(rows.into.apply(image, 1, *rows.inside(row)), 2, *columns.inside(column))
         below, right = rows.window - image.shape[1], columns.window - image.shape[2]
-        return WindowImage(column, pad(image, (0, right, 0, below), mode="replicate"), known)
+        return pad(image, (0, right, 0, below), mode="replicate") if below or right else image
 
 
 Classify = Callable[[Sequence[WindowImage]], Iterable[Tensor]]
