@@ -1,0 +1,118 @@
+"""The CUDA kernels on the CPU: their very sources, compiled with g++ against csrc/cuda/emulator, called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+# No fortified longjmp, which refuses to leave a stack for another one: fibers do nothing else.
+FLAGS = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
+TYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+TF32 = 1
+
+
+class CDevice(ctypes.Structure):
+    _fields_ = [
+        ("major", ctypes.c_int),
+        ("multiprocessors", ctypes.c_int),
+        ("early", ctypes.c_bool),
+        ("descending", ctypes.c_bool),
+    ]
+
+
+@dataclass(frozen=True)
+class Device:
+    """The GPU that is emulated, and how its unspecified order of events is chosen; see csrc/cuda/emulator/block.h."""
+
+    major: int = 9
+    multiprocessors: int = 1
+    early: bool = False
+    descending: bool = False
+
+    def struct(self) -> CDevice:
+        return CDevice(self.major, self.multiprocessors, self.early, self.descending)
+
+
+class AttendCall(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("batch", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        ("channels", ctypes.c_int),
+        ("rows", ctypes.c_int),
+        ("pe_images", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("x", "pe", "query", "context", "log_sum_exp")),
+    ]
+
+
+def compile_library(sources: list[Path], target: Path, include: Path = ROOT / "csrc") -> None:
+    """Compile CUDA sources as plain C++."""
+    compiler = os.environ.get("CXX", "g++")
+    files = [str(source) for source in sources]
+    command = [compiler, *FLAGS, f"-I{include}", "-x", "c++", *files, "-o", str(target)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The emulator's library, compiled again when a source has changed."""
+    sources = [*sorted(set(CUDA.glob("*.cu")) - {CUDA / "registration.cu"}), *sorted(CUDA.rglob("*.cc"))]
+    text = b"".join(path.read_bytes() for path in sorted(CUDA.rglob("*")) if path.is_file())
+    target = ROOT / "build" / "emulator" / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_suffix(f".{os.getpid()}")
+        compile_library(sources, beside)
+        beside.replace(target)
+    return loaded(target)
+
+
+def loaded(path: Path) -> ctypes.CDLL:
+    result = ctypes.CDLL(str(path))
+    for name in ("attend",):
+        getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p
+    return result
+
+
+def _address(tensor: Tensor) -> int:
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+def _checked(function: Callable[..., bytes | None], device: Device, call: ctypes.Structure) -> None:
+    error = function(ctypes.byref(device.struct()), ctypes.byref(call))
+    if error is not None:
+        raise RuntimeError(error.decode())
+
+
+def attend(
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    query: Tensor,
+    device: Device,
+    tf32: bool = False,
+    emulator: ctypes.CDLL | None = None,
+) -> tuple[Tensor, Tensor]:
+    """attend by the CUDA kernels, with results that start as NaN."""
+    (batch, count, channels), rows = pixels.shape, query.shape[1]
+    context = torch.full((batch, rows, channels), float("nan"))
+    log_sum_exp = torch.full((batch, rows), float("nan"))
+    call = AttendCall(
+        TF32 if tf32 else TYPES[pixels.dtype], batch, count, channels, rows,
+        1 if pixel_pe.dim() == 2 else batch,
+        *map(_address, (pixels, pixel_pe, query, context, log_sum_exp)),
+    )  # fmt: skip
+    _checked((emulator or library()).d2ls_emulate_attend, device, call)
+    return context, log_sum_exp
