@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: their very sources, compiled with g++ against csrc/cuda/emulator, called through ctypes."""
+"""The CUDA kernels on the CPU: their sources, compiled with g++ against csrc/cuda/emulator, called through ctypes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL:
 
 def loaded(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
-    for name in ("attend",):
+    for name in ("attend", "refine"):
         getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p
     return result
 
@@ -116,3 +116,30 @@ def attend(
     )  # fmt: skip
     _checked((emulator or library()).d2ls_emulate_attend, device, call)
     return context, log_sum_exp
+
+
+class RefineCall(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("images", "dictionaries", "pixels")),
+        *((name, ctypes.c_int) for name in ("channels", "heads", "entries")),
+        ("pe_images", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("x", "pe", "key", "value")),
+        *((name, ctypes.c_void_p) for name in ("key_bias", "out_bias", "norm_weight", "norm_bias", "refined")),
+    ]
+
+
+def refine(arguments: dict[str, Tensor], num_heads: int, eps: float, device: Device, tf32: bool = False) -> Tensor:
+    """refine by the CUDA kernel; ``arguments`` by name as the operator has them. The result starts as NaN."""
+    pixels, pixel_pe, key = (arguments[name] for name in ("pixels", "pixel_pe", "key"))
+    images, count, channels = pixels.shape
+    refined = torch.full((key.shape[0], count, channels), float("nan"), dtype=pixels.dtype)
+    names = ("pixels", "pixel_pe", "key", "value", "key_bias", "out_bias", "norm_weight", "norm_bias")
+    call = RefineCall(
+        TF32 if tf32 else TYPES[pixels.dtype], images, key.shape[0] // images, count,
+        channels, num_heads, key.shape[1] // num_heads, 1 if pixel_pe.dim() == 2 else images, eps,
+        *(_address(arguments[name]) for name in names), _address(refined),
+    )  # fmt: skip
+    _checked(library().d2ls_emulate_refine, device, call)
+    return refined

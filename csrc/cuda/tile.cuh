@@ -11,6 +11,7 @@ namespace d2ls::cuda {
 
 template <class T, int ROWS, int COLUMNS>
 struct Tile {
+  using Number = T;
   static constexpr int rows = ROWS;
   static constexpr int panel = 128 / sizeof(T);     // columns
   static constexpr int per_word = 16 / sizeof(T);   // columns of a 16-byte word
@@ -65,7 +66,7 @@ D2LS_DEVICE void add_encoding(Tile<T, ROWS, COLUMNS>, uint32_t pixels, uint32_t 
 }
 
 // Two neighbouring numbers of a row.
-struct Two {
+struct alignas(8) Two {
   float first, second;
 };
 
@@ -75,11 +76,20 @@ D2LS_DEVICE Two load_two(uint32_t offset) {
     const uint32_t word = load_shared<uint32_t>(offset);
     return {Pair<T>::first(word), Pair<T>::second(word)};
   } else {
-    return {load_shared<float>(offset), load_shared<float>(offset + 4)};
+    return load_shared<Two>(offset);
   }
 }
 
-// As a number of type T.
+template <class T>
+D2LS_DEVICE void store_two(uint32_t offset, Two value) {
+  if constexpr (sizeof(T) == 2) {
+    store_shared(offset, Pair<T>::pack(value.first, value.second));
+  } else {
+    store_shared(offset, value);
+  }
+}
+
+// As numbers of type T.
 template <class T>
 D2LS_DEVICE Two rounded(Two value) {
   if constexpr (sizeof(T) == 2) {

@@ -84,6 +84,20 @@ D2LS_DEVICE T shuffle_xor(T value, int mask) {
 #endif
 }
 
+// Word j of lane t of a quad goes to word t of its lane j.
+D2LS_DEVICE void quad_transpose(uint32_t (&words)[4]) {
+  D2LS_UNROLL
+  for (int mask = 1; mask <= 2; mask *= 2) {
+    const bool upper = thread_index() & mask;
+    D2LS_UNROLL
+    for (int pair = 0; pair < 2; ++pair) {
+      const int low = mask == 1 ? 2 * pair : pair, high = low + mask;
+      const uint32_t got = shuffle_xor(upper ? words[low] : words[high], mask);
+      (upper ? words[low] : words[high]) = got;
+    }
+  }
+}
+
 // Over the four lanes that hold one row of a product.
 D2LS_DEVICE float quad_max(float value) {
   value = fmaxf(value, shuffle_xor(value, 1));
