@@ -10,18 +10,22 @@ namespace d2ls::cuda {
 struct Entries {
   int heads, entries;
 
-  D2LS_DEVICE int tiles() const { return entries <= 8 ? 1 : entries <= 16 ? 2 : entries <= 32 ? 4 : 8; }
+  // Of the places of a head.
+  D2LS_EITHER int log2() const { return entries <= 8 ? 3 : entries <= 16 ? 4 : entries <= 32 ? 5 : 6; }
+
+  // How many blocks of `rows` places they fill.
+  D2LS_EITHER int blocks(int rows) const { return ((heads << log2()) + rows - 1) / rows; }
 
   // Row of key and value in place `place`, -1 if the place is empty.
   D2LS_DEVICE int row(int place) const {
-    const int padded = 8 * tiles(), head = place / padded, entry = place % padded;
+    const int head = place >> log2(), entry = place - (head << log2());
     return head < heads && entry < entries ? head * entries + entry : -1;
   }
 
   // What is added to the score: -infinity in an empty place of a head; 0 beyond the heads, where values are 0.
   D2LS_DEVICE float bias(const float* key_bias, int place) const {
     const int found = row(place);
-    return found >= 0 ? key_bias[found] : place / (8 * tiles()) < heads ? -infinity() : 0.0f;
+    return found >= 0 ? key_bias[found] : place >> log2() < heads ? -infinity() : 0.0f;
   }
 };
 
@@ -52,26 +56,24 @@ D2LS_DEVICE void softmax_of_heads(float (&scores)[TILES][4]) {
   }
 }
 
-// Scores of the places from `first` on become weights.
+// Scores of a block of places become weights; `bias` is where shared memory has what is added to each.
 template <int TILES>
-D2LS_DEVICE void head_softmax(float (&scores)[TILES][4], const Entries& entries, const float* key_bias, int first) {
-  const int t = thread_index() % 4;
+D2LS_DEVICE void head_softmax(float (&scores)[TILES][4], const Entries& entries, uint32_t bias) {
   D2LS_UNROLL
   for (int n = 0; n < TILES; ++n) {
-    D2LS_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const float bias = entries.bias(key_bias, first + 8 * n + 2 * t + i);
-      scores[n][i] += bias;
-      scores[n][i + 2] += bias;
-    }
+    const Two added = load_shared<Two>(bias + 32 * n + 8 * (thread_index() % 4));
+    scores[n][0] += added.first;
+    scores[n][1] += added.second;
+    scores[n][2] += added.first;
+    scores[n][3] += added.second;
   }
   // The group a score belongs to must be known to the compiler: registers have no index.
-  switch (entries.tiles()) {
-    case 1:
+  switch (entries.log2()) {
+    case 3:
       return softmax_of_heads<1>(scores);
-    case 2:
-      return softmax_of_heads<2>(scores);
     case 4:
+      return softmax_of_heads<2>(scores);
+    case 5:
       return softmax_of_heads<4>(scores);
     default:
       return softmax_of_heads<TILES>(scores);

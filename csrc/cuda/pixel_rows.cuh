@@ -5,7 +5,8 @@
 
 namespace d2ls::cuda {
 
-// out_bias, norm_weight and norm_bias in shared memory, C floats each, zero beyond the channels.
+// out_bias, norm_weight and norm_bias in shared memory, C floats each, zero beyond the channels. Weight and bias of the
+// norm lie in turns, two of each, so that a lane reads what it needs of a tile at once.
 template <int C>
 struct Vectors {
   static constexpr uint32_t bytes = 3 * C * sizeof(float);
@@ -14,27 +15,31 @@ struct Vectors {
   D2LS_DEVICE void load(const float* out_bias, const float* norm_weight, const float* norm_bias, int channels,
                         int threads) const {
     for (int i = thread_index(); i < C; i += threads) {
+      const uint32_t norm = offset + 4 * (C + i / 2 * 4 + i % 2);
       store_shared(offset + 4 * i, i < channels ? out_bias[i] : 0.0f);
-      store_shared(offset + 4 * (C + i), i < channels ? norm_weight[i] : 0.0f);
-      store_shared(offset + 4 * (2 * C + i), i < channels ? norm_bias[i] : 0.0f);
+      store_shared(norm, i < channels ? norm_weight[i] : 0.0f);
+      store_shared(norm + 8, i < channels ? norm_bias[i] : 0.0f);
     }
   }
-  // This lane's two of tile c of vector `which`.
-  D2LS_DEVICE Two two(int which, int c) const {
-    return load_shared<Two>(offset + 4 * (which * C + 8 * c + 2 * (thread_index() % 4)));
+  // Of this lane's two columns of tile c.
+  D2LS_DEVICE Two bias(int c) const { return load_shared<Two>(offset + 32 * c + 8 * (thread_index() % 4)); }
+  D2LS_DEVICE Four norm(int c) const {
+    return load_shared<Four>(offset + 4 * C + 64 * c + 16 * (thread_index() % 4));
   }
 };
 
 // rows = x + out_bias, the rows of tile `x` from `row` on.
 template <class M, int C>
 D2LS_DEVICE void residual(float (&rows)[C / 8][4], uint32_t x, int row, const Vectors<C>& vectors, M) {
-  const int g = thread_index() % 32 / 4, t = thread_index() % 4;
+  using T = typename M::Number;
+  const int g = thread_index() % 32 / 4, column = thread_index() % 4 * 2;
+  const Place from(M(), x, row + g, column / M::per_word, column % M::per_word * static_cast<int>(sizeof(T)));
   D2LS_UNROLL
   for (int c = 0; c < C / 8; ++c) {
-    const Two bias = vectors.two(0, c);
+    const Two bias = vectors.bias(c);
     D2LS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const Two value = load_two<typename M::Number>(M::at(x, row + g + 8 * half, 8 * c + 2 * t));
+      const Two value = load_two<T>(from.at(8 * half, 8 * c / M::per_word));
       rows[c][2 * half] = value.first + bias.first;
       rows[c][2 * half + 1] = value.second + bias.second;
     }
@@ -44,7 +49,8 @@ D2LS_DEVICE void residual(float (&rows)[C / 8][4], uint32_t x, int row, const Ve
 // LayerNorm over the channels, with the mean subtracted before squares are summed.
 template <int C>
 D2LS_DEVICE void normalise(float (&rows)[C / 8][4], const Vectors<C>& vectors, int channels, float eps) {
-  float mean[2], scale[2];
+  channels = from_here(channels);  // or C / 8 comparisons are made before the loop over pixels, and kept
+  float scale[2];
   D2LS_UNROLL
   for (int half = 0; half < 2; ++half) {
     float sum = 0, squares = 0;
@@ -52,33 +58,35 @@ D2LS_DEVICE void normalise(float (&rows)[C / 8][4], const Vectors<C>& vectors, i
     for (int c = 0; c < C / 8; ++c) {
       sum += rows[c][2 * half] + rows[c][2 * half + 1];  // zeros beyond the channels
     }
-    mean[half] = quad_sum(sum) / channels;
+    const float mean = quad_sum(sum) / channels;
     D2LS_UNROLL
     for (int c = 0; c < C / 8; ++c) {
-      const float a = rows[c][2 * half] - mean[half], b = rows[c][2 * half + 1] - mean[half];
-      squares += 8 * c < channels ? a * a + b * b : 0.0f;
+      float* two = rows[c] + 2 * half;
+      two[0] -= mean;
+      two[1] -= mean;
+      squares += 8 * c < channels ? two[0] * two[0] + two[1] * two[1] : 0.0f;
     }
     scale[half] = inverse_root(quad_sum(squares) / channels + eps);
   }
   D2LS_UNROLL
   for (int c = 0; c < C / 8; ++c) {
-    const Two weight = vectors.two(1, c), bias = vectors.two(2, c);
+    const Four norm = vectors.norm(c);  // two weights, two biases
     D2LS_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      rows[c][2 * half] = (rows[c][2 * half] - mean[half]) * scale[half] * weight.first + bias.first;
-      rows[c][2 * half + 1] = (rows[c][2 * half + 1] - mean[half]) * scale[half] * weight.second + bias.second;
+    for (int i = 0; i < 4; ++i) {
+      rows[c][i] = rows[c][i] * scale[i / 2] * norm.value[i % 2] + norm.value[2 + i % 2];
     }
   }
 }
 
 // Writes the 16 rows to rows `row` on of a matrix of `channels` columns, those below `end`.
 template <class T, int TILES>
-D2LS_DEVICE void store_rows(const float (&rows)[TILES][4], T* to, int64_t row, int64_t end, int channels) {
+D2LS_DEVICE void store_rows(const float (&rows)[TILES][4], T* to, int row, int end, int channels) {
   const int g = thread_index() % 32 / 4, t = thread_index() % 4;
+  channels = from_here(channels);
   D2LS_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int64_t mine = row + g + 8 * half;
-    T* line = to + mine * channels;
+    const int mine = row + g + 8 * half;
+    T* line = to + static_cast<int64_t>(mine) * channels;
     if constexpr (sizeof(T) == 2) {
       // A lane has two columns of every tile; exchanged, it has all eight of every fourth: 16 bytes, and a quad 64.
       D2LS_UNROLL

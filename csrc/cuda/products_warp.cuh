@@ -17,6 +17,19 @@ D2LS_DEVICE void pack_left(uint32_t (&left)[4], const float (&first)[4], const f
   left[3] = Pair<T>::pack(second[2], second[3]);
 }
 
+// Where a lane finds its row of 16 x 16 numbers of a left factor, and of a right factor that is transposed.
+template <class M>
+D2LS_DEVICE Place<M> left_place(M, uint32_t tile, int row) {
+  const int lane = thread_index() % 32;
+  return Place<M>(M(), tile, row + lane % 16, lane / 16);
+}
+
+template <class M>
+D2LS_DEVICE Place<M> right_place(M, uint32_t tile) {
+  const int lane = thread_index() % 32;
+  return Place<M>(M(), tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
 // bfloat16 and float16. PASSES is for float32 alone.
 template <class T, int PASSES = 1>
 struct WarpProducts {
@@ -27,11 +40,13 @@ struct WarpProducts {
   template <int ROWS, int N, int C>
   static D2LS_DEVICE void rows_by_rows(float (&d)[N / 8][4], uint32_t a, int row, uint32_t b, Tile<T, ROWS, C>,
                                        Tile<T, N, C>) {
+    const auto from = left_place(Tile<T, ROWS, C>(), a, row);
+    const auto right = right_place(Tile<T, N, C>(), b);
     D2LS_UNROLL
     for (int k = 0; k < C; k += 16) {
       uint32_t left[4];
-      load_matrices(left, left_address<Tile<T, ROWS, C>>(a, row, k));
-      multiply_step<N, C>(d, left, b, k);
+      load_matrices(left, from.at(0, k / 8));
+      multiply_step<N>(d, left, right, k / 8);
     }
   }
 
@@ -39,16 +54,18 @@ struct WarpProducts {
   template <int ROWS, int N, int C>
   static D2LS_DEVICE void sum_by_rows(float (&d)[N / 8][4], uint32_t x, uint32_t pe, int row, uint32_t b,
                                       Tile<T, ROWS, C>, Tile<T, N, C>) {
+    const auto from = left_place(Tile<T, ROWS, C>(), x, row);
+    const auto right = right_place(Tile<T, N, C>(), b);
     D2LS_UNROLL
     for (int k = 0; k < C; k += 16) {
       uint32_t left[4], more[4];
-      load_matrices(left, left_address<Tile<T, ROWS, C>>(x, row, k));
-      load_matrices(more, left_address<Tile<T, ROWS, C>>(pe, row, k));
+      load_matrices(left, from.at(0, k / 8));
+      load_matrices(more, from.at(0, k / 8) + (pe - x));
       D2LS_UNROLL
       for (int i = 0; i < 4; ++i) {
         left[i] = Pair<T>::add(left[i], more[i]);
       }
-      multiply_step<N, C>(d, left, b, k);
+      multiply_step<N>(d, left, right, k / 8);
     }
   }
 
@@ -56,6 +73,7 @@ struct WarpProducts {
   template <int K, int C>
   static D2LS_DEVICE void result_by_tile(float (&d)[C / 8][4], const float (&w)[K / 8][4], uint32_t b, Tile<T, K, C>) {
     const int lane = thread_index() % 32;
+    const Place from(Tile<T, K, C>(), b, lane % 16, lane / 16);
     D2LS_UNROLL
     for (int k = 0; k < K; k += 16) {
       uint32_t left[4];
@@ -63,7 +81,7 @@ struct WarpProducts {
       D2LS_UNROLL
       for (int n = 0; n < C; n += 16) {
         uint32_t right[4];
-        load_matrices_transposed(right, Tile<T, K, C>::word(b, k + lane % 16, n / 8 + lane / 16));
+        load_matrices_transposed(right, from.at(k, n / 8));
         multiply<T>(d[n / 8], left, right[0], right[1]);
         multiply<T>(d[n / 8 + 1], left, right[2], right[3]);
       }
@@ -71,19 +89,12 @@ struct WarpProducts {
   }
 
  private:
-  template <class M>
-  static D2LS_DEVICE uint32_t left_address(uint32_t a, int row, int k) {
-    const int lane = thread_index() % 32;
-    return M::word(a, row + lane % 16, k / 8 + lane / 16);
-  }
-
-  template <int N, int C>
-  static D2LS_DEVICE void multiply_step(float (&d)[N / 8][4], const uint32_t (&left)[4], uint32_t b, int k) {
-    const int lane = thread_index() % 32;
+  template <int N, class M>
+  static D2LS_DEVICE void multiply_step(float (&d)[N / 8][4], const uint32_t (&left)[4], const Place<M>& b, int word) {
     D2LS_UNROLL
     for (int n = 0; n < N; n += 16) {
       uint32_t right[4];
-      load_matrices(right, Tile<T, N, C>::word(b, n + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+      load_matrices(right, b.at(n, word));
       multiply<T>(d[n / 8], left, right[0], right[1]);
       multiply<T>(d[n / 8 + 1], left, right[2], right[3]);
     }

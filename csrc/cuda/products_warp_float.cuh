@@ -15,16 +15,16 @@ struct WarpProducts<float, PASSES> {
   template <int ROWS, int N, int C>
   static D2LS_DEVICE void rows_by_rows(float (&d)[N / 8][4], uint32_t a, int row, uint32_t b, Tile<float, ROWS, C>,
                                        Tile<float, N, C>) {
-    using M = Tile<float, ROWS, C>;
-    left_by_rows<N, C>(d, b, [&](int r, int c) { return load_shared<float>(address<M>(a, row + r, c)); });
+    const auto from = place(Tile<float, ROWS, C>(), a, row);
+    left_by_rows<N, C>(d, b, [&](int r, int word) { return load_shared<float>(from.at(r, word)); });
   }
 
   template <int ROWS, int N, int C>
   static D2LS_DEVICE void sum_by_rows(float (&d)[N / 8][4], uint32_t x, uint32_t pe, int row, uint32_t b,
                                       Tile<float, ROWS, C>, Tile<float, N, C>) {
-    left_by_rows<N, C>(d, b, [&](int r, int c) {
-      const uint32_t offset = address<Tile<float, ROWS, C>>(0, row + r, c);
-      return load_shared<float>(x + offset) + load_shared<float>(pe + offset);
+    const auto from = place(Tile<float, ROWS, C>(), x, row);
+    left_by_rows<N, C>(d, b, [&](int r, int word) {
+      return load_shared<float>(from.at(r, word)) + load_shared<float>(from.at(r, word) + (pe - x));
     });
   }
 
@@ -32,37 +32,29 @@ struct WarpProducts<float, PASSES> {
   template <int K, int C>
   static D2LS_DEVICE void result_by_tile(float (&d)[C / 8][4], const float (&w)[K / 8][4], uint32_t b,
                                          Tile<float, K, C>) {
-    using M = Tile<float, K, C>;
+    const auto even = place_down<0>(Tile<float, K, C>(), b), odd = place_down<1>(Tile<float, K, C>(), b);
     D2LS_UNROLL
     for (int k = 0; k < K; k += 8) {
       const float(&step)[4] = w[k / 8];
       const Left left({step[0], step[2], step[1], step[3]});
       D2LS_UNROLL
       for (int n = 0; n < C; n += 8) {
-        left.multiply(d[n / 8], load_shared<float>(down<M, 0>(b, k, n)), load_shared<float>(down<M, 1>(b, k, n)));
+        left.multiply(d[n / 8], load_shared<float>(even.at(k, n / 4)), load_shared<float>(odd.at(k, n / 4)));
       }
     }
   }
 
  private:
-  // Of (row + g, column + t), 8 dividing row and 4 column; Tile::at, with what depends on the lane apart.
+  // Where a lane finds (row + g, t) of a tile, and (2 t + ODD, g).
   template <class M>
-  static D2LS_DEVICE uint32_t address(uint32_t tile, int row, int column) {
-    const int g = thread_index() % 32 / 4, t = thread_index() % 4;
-    return tile + column / 32 * M::panel_bytes + row * 128 + (g * 128 + t * 4) + ((column % 32 / 4 ^ g) << 4);
+  static D2LS_DEVICE Place<M> place(M, uint32_t tile, int row) {
+    return Place<M>(M(), tile, row + thread_index() % 32 / 4, 0, thread_index() % 4 * 4);
   }
-
-  // Of (row + 2 t + ODD, column + g), 8 dividing row and column.
-  template <class M, int ODD>
-  static D2LS_DEVICE uint32_t down(uint32_t tile, int row, int column) {
-    const int g = thread_index() % 32 / 4, r = thread_index() % 4 * 2 + ODD;
-    return tile + column / 32 * M::panel_bytes + row * 128 + (r * 128 + g % 4 * 4) +
-           ((column % 32 / 4 ^ (g / 4 ^ r)) << 4);
+  template <int ODD, class M>
+  static D2LS_DEVICE Place<M> place_down(M, uint32_t tile) {
+    const int g = thread_index() % 32 / 4;
+    return Place<M>(M(), tile, thread_index() % 4 * 2 + ODD, g / 4, g % 4 * 4);
   }
-
-  struct Four {
-    float value[4];
-  };
 
   struct Left {
     uint32_t high[4], low[4];
@@ -87,15 +79,16 @@ struct WarpProducts<float, PASSES> {
 
   template <int N, int C, class A>
   static D2LS_DEVICE void left_by_rows(float (&d)[N / 8][4], uint32_t b, const A& a) {
+    const auto right = place(Tile<float, N, C>(), b, 0);
     D2LS_NO_UNROLL
-    for (int panel = 0; panel < C; panel += 32) {
+    for (int panel = 0; panel < C / 4; panel += 8) {
       D2LS_UNROLL
-      for (int k = 0; k < 32; k += 8) {
-        const Left left({a(0, panel + k), a(8, panel + k), a(0, panel + k + 4), a(8, panel + k + 4)});
+      for (int k = 0; k < 8; k += 2) {
+        const Left left({a(0, panel + k), a(8, panel + k), a(0, panel + k + 1), a(8, panel + k + 1)});
         D2LS_UNROLL
         for (int n = 0; n < N; n += 8) {
-          left.multiply(d[n / 8], load_shared<float>(address<Tile<float, N, C>>(b, n, panel + k)),
-                        load_shared<float>(address<Tile<float, N, C>>(b, n, panel + k + 4)));
+          left.multiply(d[n / 8], load_shared<float>(right.at(n, panel + k)),
+                        load_shared<float>(right.at(n, panel + k + 1)));
         }
       }
     }

@@ -36,8 +36,7 @@ struct WarpgroupProducts {
   static D2LS_DEVICE void sum_by_rows(float (&d)[N / 8][4], uint32_t x, uint32_t pe, int row, uint32_t b,
                                       Tile<T, ROWS, C>, Tile<T, N, C>) {
     static_assert(N == 64);
-    using M = Tile<T, ROWS, C>;
-    const int lane = thread_index() % 32;
+    const auto from = left_place(Tile<T, ROWS, C>(), x, row);
     const uint64_t right = descriptor(b);
     uint32_t left[2][4][4];
     hold(d);
@@ -49,8 +48,8 @@ struct WarpgroupProducts {
       D2LS_UNROLL
       for (int k = 0; k < 4; ++k) {
         uint32_t more[4];
-        load_matrices(left[p % 2][k], M::word(x, row + lane % 16, 8 * p + 2 * k + lane / 16));
-        load_matrices(more, M::word(pe, row + lane % 16, 8 * p + 2 * k + lane / 16));
+        load_matrices(left[p % 2][k], from.at(0, 8 * p + 2 * k));
+        load_matrices(more, from.at(0, 8 * p + 2 * k) + (pe - x));
         D2LS_UNROLL
         for (int i = 0; i < 4; ++i) {
           left[p % 2][k][i] = Pair<T>::add(left[p % 2][k][i], more[i]);

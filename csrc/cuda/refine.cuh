@@ -14,27 +14,29 @@ struct RefineArguments {
   const void *x, *pe, *key, *value;
   const float *key_bias, *out_bias, *norm_weight, *norm_bias;
   void* refined;
-  int64_t pixels, images, pe_images;
-  int dictionaries, channels, heads, entries, chunks, tiles_per_chunk;
+  int pixels, images, pe_images, dictionaries, channels, heads, entries, chunks, tiles_per_chunk;
   float eps;
 };
 
-template <class Kind, class Architecture, int C>
+// ONE_BLOCK: all rows of key and value are loaded at once, and stay.
+template <class Kind, class Architecture, int C, bool ONE_BLOCK>
 struct RefinePlan {
   using T = typename Kind::Number;
   using Unit = Products<Kind, Architecture>;
   static constexpr bool half = sizeof(T) == 2, large = Architecture::large_shared_memory;
   static constexpr int channels = C;
+  static constexpr bool one_block = ONE_BLOCK;
   // Rows of key and value at a time; with 64 in 16 bits 64 KB at C = 256. The rest is for pixels, 1 KB each.
   static constexpr int rows = half ? 64 : 32;
-  static constexpr int warps = half ? (large ? 8 : 6) : (large ? 4 : 2);
+  static constexpr int warps = half ? (large ? 8 : 4) : (large ? 4 : 2);
   static constexpr int threads = 32 * warps, pixels = 16 * warps;
   // Shared memory, and C / 2 registers a thread for the update alone, have room for one.
   static constexpr int blocks = 1;
   using Rows = Tile<T, rows, C>;
   using Pixels = Tile<T, pixels, C>;
-  static constexpr uint32_t value = Rows::bytes, x = 2 * Rows::bytes, pe = x + Pixels::bytes, end = pe + Pixels::bytes;
-  static constexpr uint32_t shared_bytes = end + Vectors<C>::bytes;
+  static constexpr uint32_t value = Rows::bytes, x = 2 * Rows::bytes, pe = x + Pixels::bytes;
+  static constexpr uint32_t bias = pe + Pixels::bytes, vectors = bias + rows * sizeof(float);
+  static constexpr uint32_t shared_bytes = vectors + Vectors<C>::bytes;
   static_assert(shared_bytes <= (large ? 227 : 163) * 1024);
 };
 
@@ -45,33 +47,38 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) refine_chunk(RefineArguments a) {
     constexpr int C = Plan::channels;
     const int thread = thread_index(), row = thread / 32 * 16;
     // Blocks that share a tile of pixels are neighbours: it is read from memory once and then from L2.
-    const int64_t image = block_index() / a.dictionaries / a.chunks;
-    const int64_t first = block_index() / a.dictionaries % a.chunks * a.tiles_per_chunk * Plan::pixels;
-    const int64_t dictionary = block_index() % a.dictionaries * a.images + image;
+    const int image = static_cast<int>(block_index() / a.dictionaries / a.chunks);
+    const int first = static_cast<int>(block_index() / a.dictionaries % a.chunks) * a.tiles_per_chunk * Plan::pixels;
+    const int dictionary = static_cast<int>(block_index() % a.dictionaries * a.images + image);
+    const int last = smaller(first + a.tiles_per_chunk * Plan::pixels, a.pixels);
     const Entries entries{a.heads, a.entries};
-    const int64_t first_row = dictionary * a.heads * a.entries;
-    const T* x = static_cast<const T*>(a.x) + image * a.pixels * a.channels;
-    const T* pe = static_cast<const T*>(a.pe) + image % a.pe_images * a.pixels * a.channels;
-    const int64_t end = first + static_cast<int64_t>(a.tiles_per_chunk) * Plan::pixels;
-    const int64_t last = end < a.pixels ? end : a.pixels;
-    const int row_blocks = (a.heads * 8 * entries.tiles() + Plan::rows - 1) / Plan::rows;
-    const Vectors<C> vectors{Plan::end};
+    const int row_blocks = Plan::one_block ? 1 : entries.blocks(Plan::rows);
+    const Vectors<C> vectors{Plan::vectors};
 
-    const auto fetch = [&](int64_t start) {
+    // Pointers are found where they are used: as loop invariants they would take registers from the products.
+    const auto image_of = [&](const void* pixels, int index) {
+      return static_cast<const T*>(pixels) + static_cast<int64_t>(from_here(index)) * a.pixels * a.channels;
+    };
+    // This warp's 16 pixels of the tile at `start`.
+    const auto fetch = [&](int start) {
       const auto source = [&](int r) { return start + r < a.pixels ? start + r : -1; };
-      Plan::Pixels::load(Plan::x, row, row + 16, x, a.channels, thread % 32, 32, source);
-      Plan::Pixels::load(Plan::pe, row, row + 16, pe, a.channels, thread % 32, 32, source);
+      Plan::Pixels::load(Plan::x, row, row + 16, image_of(a.x, image), a.channels, thread % 32, 32, source);
+      Plan::Pixels::load(Plan::pe, row, row + 16, image_of(a.pe, image % a.pe_images), a.channels, thread % 32, 32,
+                         source);
       copy_commit();
     };
     // Key and value of a block of places, by all threads.
     const auto fetch_rows = [&](int block) {
       const auto source = [&](int place) { return entries.row(block * Plan::rows + place); };
-      const int64_t start = first_row * a.channels;
-      Plan::Rows::load(0, 0, Plan::rows, static_cast<const T*>(a.key) + start, a.channels, thread, Plan::threads,
-                       source);
-      Plan::Rows::load(Plan::value, 0, Plan::rows, static_cast<const T*>(a.value) + start, a.channels, thread,
+      const int64_t first_row = static_cast<int64_t>(from_here(dictionary)) * a.heads * a.entries;
+      Plan::Rows::load(0, 0, Plan::rows, static_cast<const T*>(a.key) + first_row * a.channels, a.channels, thread,
                        Plan::threads, source);
+      Plan::Rows::load(Plan::value, 0, Plan::rows, static_cast<const T*>(a.value) + first_row * a.channels, a.channels,
+                       thread, Plan::threads, source);
       copy_commit();
+      for (int place = thread; place < Plan::rows; place += Plan::threads) {
+        store_shared(Plan::bias + 4 * place, entries.bias(a.key_bias + first_row, block * Plan::rows + place));
+      }
       copy_wait<0>();
       Plan::Unit::fence();
       block_barrier();
@@ -80,17 +87,15 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) refine_chunk(RefineArguments a) {
     vectors.load(a.out_bias, a.norm_weight, a.norm_bias, a.channels, Plan::threads);
     fetch(first);
     fetch_rows(0);
-    int loaded = 0;
-    for (int64_t start = first; start < last; start += Plan::pixels) {
+    for (int start = first; start < last; start += Plan::pixels) {
       copy_wait<0>();
       warp_barrier();
       float rows[C / 8][4];
       residual(rows, Plan::x, row, vectors, typename Plan::Pixels());
       for (int block = 0; block < row_blocks; ++block) {
-        if (block != loaded) {  // all threads go through the same blocks
+        if (!Plan::one_block && (block > 0 || start > first)) {  // all threads go through the same blocks
           block_barrier();
           fetch_rows(block);
-          loaded = block;
         }
         float scores[Plan::rows / 8][4] = {};
         Plan::Unit::sum_by_rows(scores, Plan::x, Plan::pe, row, 0, typename Plan::Pixels(), typename Plan::Rows());
@@ -98,11 +103,11 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) refine_chunk(RefineArguments a) {
           warp_barrier();
           fetch(start + Plan::pixels);
         }
-        head_softmax(scores, entries, a.key_bias + first_row, block * Plan::rows);
+        head_softmax(scores, entries, Plan::bias);
         Plan::Unit::result_by_tile(rows, scores, Plan::value, typename Plan::Rows());
       }
       normalise(rows, vectors, a.channels, a.eps);
-      store_rows(rows, static_cast<T*>(a.refined) + dictionary * a.pixels * a.channels, start + row, last, a.channels);
+      store_rows(rows, const_cast<T*>(image_of(a.refined, dictionary)), start + row, last, a.channels);
     }
   }
 }

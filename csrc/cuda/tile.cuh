@@ -32,12 +32,28 @@ struct Tile {
   template <class SourceRow>
   static D2LS_DEVICE void load(uint32_t tile, int first, int last, const T* source, int channels, int thread,
                                int threads, const SourceRow& source_row) {
+    D2LS_NO_UNROLL  // more would hold addresses in registers that the products need
     for (int i = first * words + thread; i < last * words; i += threads) {
       const int row = i / words, word = i % words;
       const int64_t from = source_row(row);
       const bool valid = from >= 0 && word * per_word < channels;
       copy_async(Tile::word(tile, row, word), source + (valid ? from * channels + word * per_word : 0), valid);
     }
+  }
+};
+
+// Where a lane starts in a tile, and places at the same distance from it in every lane: one exclusive or and a constant.
+template <class M>
+struct Place {
+  uint32_t start;
+
+  // Bytes `byte` on of word `word` of row `row`; in every lane another one.
+  D2LS_DEVICE Place(M, uint32_t tile, int row, int word, int byte = 0)
+      : start(from_here(M::word(tile, row, word) + byte)) {}
+
+  // `rows` further down and `words` further right: a multiple of 8, and one that has no bit in common with any `word`.
+  D2LS_DEVICE uint32_t at(int rows, int words) const {
+    return (start ^ words % 8 << 4) + words / 8 * M::panel_bytes + rows * 128;
   }
 };
 
@@ -59,6 +75,7 @@ D2LS_DEVICE Words add_words(const Words& a, const Words& b) {
 template <class T, int ROWS, int COLUMNS>
 D2LS_DEVICE void add_encoding(Tile<T, ROWS, COLUMNS>, uint32_t pixels, uint32_t pe, int thread, int threads) {
   using M = Tile<T, ROWS, COLUMNS>;
+  D2LS_UNROLL_TWICE
   for (int i = thread; i < ROWS * M::words; i += threads) {
     const uint32_t offset = M::word(0, i / M::words, i % M::words);
     store_shared(pe + offset, add_words<T>(load_shared<Words>(pixels + offset), load_shared<Words>(pe + offset)));
@@ -68,6 +85,10 @@ D2LS_DEVICE void add_encoding(Tile<T, ROWS, COLUMNS>, uint32_t pixels, uint32_t 
 // Two neighbouring numbers of a row.
 struct alignas(8) Two {
   float first, second;
+};
+
+struct alignas(16) Four {
+  float value[4];
 };
 
 template <class T>

@@ -8,15 +8,19 @@
 #ifdef __CUDACC__
 #include <cuda_runtime_api.h>
 #define D2LS_DEVICE __device__ __forceinline__
+#define D2LS_EITHER __host__ __device__ __forceinline__
 #define D2LS_KERNEL(THREADS, BLOCKS) __global__ void __launch_bounds__(THREADS, BLOCKS)
 #define D2LS_UNROLL _Pragma("unroll")
 #define D2LS_NO_UNROLL _Pragma("unroll 1")
+#define D2LS_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #include "cuda/emulator/block.h"
 #define D2LS_DEVICE inline
+#define D2LS_EITHER inline
 #define D2LS_KERNEL(THREADS, BLOCKS) void
 #define D2LS_UNROLL
 #define D2LS_NO_UNROLL
+#define D2LS_UNROLL_TWICE
 #endif
 
 namespace d2ls::cuda {
@@ -51,6 +55,8 @@ D2LS_DEVICE constexpr bool compiled_here() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "Hopper's kernels use wgmma: ask for 9.0a, not 9.0, in TORCH_CUDA_ARCH_LIST"
 #endif
+
+D2LS_DEVICE constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 D2LS_DEVICE int thread_index() {
 #ifdef __CUDACC__

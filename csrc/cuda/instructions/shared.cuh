@@ -20,6 +20,16 @@ D2LS_DEVICE uint32_t shared_address(uint32_t offset) {
 }
 #endif
 
+// The value, which the compiler may not compute earlier than here. Without it every address that follows from it by adding
+// a constant is computed before the loop over pixels and held in a register, though instructions add constants for free.
+template <class Integer>
+D2LS_DEVICE Integer from_here(Integer value) {
+#ifdef __CUDACC__
+  asm volatile("mov.b32 %0, %0;\n" : "+r"(value));
+#endif
+  return value;
+}
+
 template <class T>
 D2LS_DEVICE T load_shared(uint32_t offset) {
 #ifdef __CUDACC__
