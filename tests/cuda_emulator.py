@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL:
 
 def loaded(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
-    for name in ("attend", "refine"):
+    for name in ("attend", "refine", "refine_attend"):
         getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p
     return result
 
@@ -130,16 +130,47 @@ class RefineCall(ctypes.Structure):
     ]
 
 
-def refine(arguments: dict[str, Tensor], num_heads: int, eps: float, device: Device, tf32: bool = False) -> Tensor:
-    """refine by the CUDA kernel; ``arguments`` by name as the operator has them. The result starts as NaN."""
+class RefineAttendCall(ctypes.Structure):
+    _fields_ = [
+        ("refine", RefineCall),
+        ("queries", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("query", "context", "log_sum_exp")),
+    ]
+
+
+def _refine_call(arguments: dict[str, Tensor], num_heads: int, eps: float, tf32: bool, refined: Tensor) -> RefineCall:
     pixels, pixel_pe, key = (arguments[name] for name in ("pixels", "pixel_pe", "key"))
     images, count, channels = pixels.shape
-    refined = torch.full((key.shape[0], count, channels), float("nan"), dtype=pixels.dtype)
     names = ("pixels", "pixel_pe", "key", "value", "key_bias", "out_bias", "norm_weight", "norm_bias")
-    call = RefineCall(
+    return RefineCall(
         TF32 if tf32 else TYPES[pixels.dtype], images, key.shape[0] // images, count,
         channels, num_heads, key.shape[1] // num_heads, 1 if pixel_pe.dim() == 2 else images, eps,
         *(_address(arguments[name]) for name in names), _address(refined),
     )  # fmt: skip
-    _checked(library().d2ls_emulate_refine, device, call)
+
+
+def _refined(arguments: dict[str, Tensor]) -> Tensor:
+    pixels = arguments["pixels"]
+    return torch.full((arguments["key"].shape[0], *pixels.shape[1:]), float("nan"), dtype=pixels.dtype)
+
+
+def refine(arguments: dict[str, Tensor], num_heads: int, eps: float, device: Device, tf32: bool = False) -> Tensor:
+    """refine by the CUDA kernel; ``arguments`` by name as the operator has them. The result starts as NaN."""
+    refined = _refined(arguments)
+    _checked(library().d2ls_emulate_refine, device, _refine_call(arguments, num_heads, eps, tf32, refined))
     return refined
+
+
+def refine_attend(
+    arguments: dict[str, Tensor], num_heads: int, eps: float, device: Device, emulator: ctypes.CDLL | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """refine_attend by the CUDA kernels; ``arguments`` also has the query."""
+    refined, query = _refined(arguments), arguments["query"]
+    context = torch.full(query.shape, float("nan"))
+    log_sum_exp = torch.full(query.shape[:2], float("nan"))
+    call = RefineAttendCall(
+        _refine_call(arguments, num_heads, eps, False, refined), query.shape[1],
+        *map(_address, (query, context, log_sum_exp)),
+    )  # fmt: skip
+    _checked((emulator or library()).d2ls_emulate_refine_attend, device, call)
+    return refined, context, log_sum_exp

@@ -17,22 +17,20 @@ Error run(const Device& device, const AttendCall& call, float* scratch, int64_t*
     const int64_t device_blocks = static_cast<int64_t>(device.multiprocessors) * Plan::blocks;
     const Split cut = split(call.pixels, Plan::pixels, call.batch * row_blocks, device_blocks);
     const int64_t parts = call.batch * cut.chunks * call.rows;
-    *floats = parts * (call.channels + 2);
+    *floats = Parts::floats(parts, call.channels);
     if (scratch == nullptr) {
       return "";
     }
-    float* part_max = scratch + parts * call.channels;
-    const AttendArguments first{call.x,      call.pe,        call.query, scratch,       part_max,   part_max + parts,
-                                call.pixels, call.pe_images, call.rows,  call.channels, row_blocks, cut.chunks,
-                                cut.tiles_per_chunk};
+    const Parts to(scratch, parts, call.channels);
+    const AttendArguments arguments{call.x,         call.pe,     call.query,     to.context,
+                                    to.top,         to.sum,      call.pixels,    call.pe_images,
+                                    call.rows,      call.channels, row_blocks,   cut.chunks,
+                                    cut.tiles_per_chunk};
     const Error error = launch(device, attend_chunk<Plan, Architecture>, call.batch * row_blocks * cut.chunks,
-                               Plan::threads, Plan::shared_bytes, first);
-    if (!error.empty()) {
-      return error;
-    }
-    const MergeArguments second{scratch,          part_max,  part_max + parts, call.context,
-                                call.log_sum_exp, call.rows, call.channels,    cut.chunks};
-    return launch(device, merge_chunks, call.batch * call.rows, merge_threads, 0, second);
+                               Plan::threads, Plan::shared_bytes, arguments);
+    return error.empty() ? merge(device, to, call.context, call.log_sum_exp, call.batch, call.rows, call.channels,
+                                 cut.chunks)
+                         : error;
   });
 }
 

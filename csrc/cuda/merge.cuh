@@ -1,6 +1,7 @@
 // Second stage of attend: the running softmax of the chunks of pixels put together, in order.
 #pragma once
 
+#include "cuda/device.h"
 #include "cuda/instructions/numbers.cuh"
 
 namespace d2ls::cuda {
@@ -41,6 +42,21 @@ static D2LS_KERNEL(merge_threads, 1) merge_chunks(MergeArguments a) {
   if (thread_index() == 0) {
     a.log_sum_exp[block_index()] = top + logf(sum);
   }
+}
+
+// Where the parts of `parts` rows lie in scratch memory, and how many floats they are.
+struct Parts {
+  float *context, *top, *sum;
+
+  Parts(float* scratch, int64_t parts, int channels)
+      : context(scratch), top(scratch + parts * channels), sum(top + parts) {}
+  static int64_t floats(int64_t parts, int channels) { return parts * (channels + 2); }
+};
+
+inline Error merge(const Device& device, const Parts& parts, float* context, float* log_sum_exp, int64_t batch,
+                   int rows, int channels, int chunks) {
+  const MergeArguments arguments{parts.context, parts.top, parts.sum, context, log_sum_exp, rows, channels, chunks};
+  return launch(device, merge_chunks, batch * rows, merge_threads, 0, arguments);
 }
 
 }  // namespace d2ls::cuda

@@ -5,50 +5,51 @@
 
 namespace d2ls::cuda {
 
-// out_bias, norm_weight and norm_bias in shared memory, C floats each, zero beyond the channels. Weight and bias of the
-// norm lie in turns, two of each, so that a lane reads what it needs of a tile at once.
+// Weight and bias of the norm in shared memory, zero beyond the channels: in turns, two of each, so that a lane reads what
+// it needs of a tile at once.
 template <int C>
-struct Vectors {
-  static constexpr uint32_t bytes = 3 * C * sizeof(float);
+struct Norm {
+  static constexpr uint32_t bytes = 2 * C * sizeof(float);
   uint32_t offset;
 
-  D2LS_DEVICE void load(const float* out_bias, const float* norm_weight, const float* norm_bias, int channels,
-                        int threads) const {
+  D2LS_DEVICE void load(const float* weight, const float* bias, int channels, int threads) const {
     for (int i = thread_index(); i < C; i += threads) {
-      const uint32_t norm = offset + 4 * (C + i / 2 * 4 + i % 2);
-      store_shared(offset + 4 * i, i < channels ? out_bias[i] : 0.0f);
-      store_shared(norm, i < channels ? norm_weight[i] : 0.0f);
-      store_shared(norm + 8, i < channels ? norm_bias[i] : 0.0f);
+      const uint32_t to = offset + 4 * (i / 2 * 4 + i % 2);
+      store_shared(to, i < channels ? weight[i] : 0.0f);
+      store_shared(to + 8, i < channels ? bias[i] : 0.0f);
     }
   }
-  // Of this lane's two columns of tile c.
-  D2LS_DEVICE Two bias(int c) const { return load_shared<Two>(offset + 32 * c + 8 * (thread_index() % 4)); }
-  D2LS_DEVICE Four norm(int c) const {
-    return load_shared<Four>(offset + 4 * C + 64 * c + 16 * (thread_index() % 4));
-  }
+  // Of this lane's two columns of tile c: two weights, two biases.
+  D2LS_DEVICE Four at(int c) const { return load_shared<Four>(offset + 64 * c + 16 * (thread_index() % 4)); }
 };
 
-// rows = x + out_bias, the rows of tile `x` from `row` on.
-template <class M, int C>
-D2LS_DEVICE void residual(float (&rows)[C / 8][4], uint32_t x, int row, const Vectors<C>& vectors, M) {
-  using T = typename M::Number;
+// Where this lane's pairs of the 16 rows from `row` on lie in a tile.
+template <class M>
+D2LS_DEVICE Place<M> pairs(M, uint32_t tile, int row) {
   const int g = thread_index() % 32 / 4, column = thread_index() % 4 * 2;
-  const Place from(M(), x, row + g, column / M::per_word, column % M::per_word * static_cast<int>(sizeof(T)));
+  return Place<M>(M(), tile, row + g, column / M::per_word,
+                  column % M::per_word * static_cast<int>(sizeof(typename M::Number)));
+}
+
+// rows = x + out_bias, the rows of tile `x` from `row` on; bias(c) gives this lane's two of tile c.
+template <class M, int TILES, class Bias>
+D2LS_DEVICE void residual(float (&rows)[TILES][4], uint32_t x, int row, const Bias& bias, M) {
+  const auto from = pairs(M(), x, row);
   D2LS_UNROLL
-  for (int c = 0; c < C / 8; ++c) {
-    const Two bias = vectors.bias(c);
+  for (int c = 0; c < TILES; ++c) {
+    const Two added = bias(c);
     D2LS_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const Two value = load_two<T>(from.at(8 * half, 8 * c / M::per_word));
-      rows[c][2 * half] = value.first + bias.first;
-      rows[c][2 * half + 1] = value.second + bias.second;
+      const Two value = load_two<typename M::Number>(from.at(8 * half, 8 * c / M::per_word));
+      rows[c][2 * half] = value.first + added.first;
+      rows[c][2 * half + 1] = value.second + added.second;
     }
   }
 }
 
 // LayerNorm over the channels, with the mean subtracted before squares are summed.
 template <int C>
-D2LS_DEVICE void normalise(float (&rows)[C / 8][4], const Vectors<C>& vectors, int channels, float eps) {
+D2LS_DEVICE void normalise(float (&rows)[C / 8][4], const Norm<C>& norm, int channels, float eps) {
   channels = from_here(channels);  // or C / 8 comparisons are made before the loop over pixels, and kept
   float scale[2];
   D2LS_UNROLL
@@ -70,10 +71,10 @@ D2LS_DEVICE void normalise(float (&rows)[C / 8][4], const Vectors<C>& vectors, i
   }
   D2LS_UNROLL
   for (int c = 0; c < C / 8; ++c) {
-    const Four norm = vectors.norm(c);  // two weights, two biases
+    const Four vectors = norm.at(c);
     D2LS_UNROLL
     for (int i = 0; i < 4; ++i) {
-      rows[c][i] = rows[c][i] * scale[i / 2] * norm.value[i % 2] + norm.value[2 + i % 2];
+      rows[c][i] = rows[c][i] * scale[i / 2] * vectors.value[i % 2] + vectors.value[2 + i % 2];
     }
   }
 }

@@ -22,15 +22,22 @@ Error run(const Device& device, const RefineCall& call) {
 
 }  // namespace
 
-int refine_entries(Type type) { return type == Type::bf16 || type == Type::f16 ? 64 : 32; }
-
-Error refine(const Device& device, const RefineCall& call) {
-  if (call.entries > refine_entries(call.type)) {
-    return "the CUDA kernels take up to " + std::to_string(refine_entries(call.type)) + " entries a head, got " +
+Error why_not(const RefineCall& call) {
+  const int entries = call.type == Type::bf16 || call.type == Type::f16 ? 64 : 32;
+  if (call.entries > entries) {
+    return "the CUDA kernels take up to " + std::to_string(entries) + " entries a head, got " +
            std::to_string(call.entries);
   }
   if (call.pixels > 1 << 30) {
     return "the CUDA kernels take up to 2^30 pixels an image, got " + std::to_string(call.pixels);
+  }
+  return "";
+}
+
+Error refine(const Device& device, const RefineCall& call) {
+  const Error problem = why_not(call);
+  if (!problem.empty()) {
+    return problem;
   }
   return dispatch(call.type, device.major, call.channels, [&](auto kind, auto architecture, auto channels) -> Error {
     using Architecture = decltype(architecture);

@@ -35,8 +35,8 @@ struct RefinePlan {
   using Rows = Tile<T, rows, C>;
   using Pixels = Tile<T, pixels, C>;
   static constexpr uint32_t value = Rows::bytes, x = 2 * Rows::bytes, pe = x + Pixels::bytes;
-  static constexpr uint32_t bias = pe + Pixels::bytes, vectors = bias + rows * sizeof(float);
-  static constexpr uint32_t shared_bytes = vectors + Vectors<C>::bytes;
+  static constexpr uint32_t bias = pe + Pixels::bytes, norm = bias + rows * sizeof(float);
+  static constexpr uint32_t out_bias = norm + Norm<C>::bytes, shared_bytes = out_bias + C * sizeof(float);
   static_assert(shared_bytes <= (large ? 227 : 163) * 1024);
 };
 
@@ -53,7 +53,7 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) refine_chunk(RefineArguments a) {
     const int last = smaller(first + a.tiles_per_chunk * Plan::pixels, a.pixels);
     const Entries entries{a.heads, a.entries};
     const int row_blocks = Plan::one_block ? 1 : entries.blocks(Plan::rows);
-    const Vectors<C> vectors{Plan::vectors};
+    const Norm<C> norm{Plan::norm};
 
     // Pointers are found where they are used: as loop invariants they would take registers from the products.
     const auto image_of = [&](const void* pixels, int index) {
@@ -84,14 +84,19 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) refine_chunk(RefineArguments a) {
       block_barrier();
     };
 
-    vectors.load(a.out_bias, a.norm_weight, a.norm_bias, a.channels, Plan::threads);
+    norm.load(a.norm_weight, a.norm_bias, a.channels, Plan::threads);
+    for (int i = thread; i < C; i += Plan::threads) {
+      store_shared(Plan::out_bias + 4 * i, i < a.channels ? a.out_bias[i] : 0.0f);
+    }
     fetch(first);
     fetch_rows(0);
     for (int start = first; start < last; start += Plan::pixels) {
       copy_wait<0>();
       warp_barrier();
       float rows[C / 8][4];
-      residual(rows, Plan::x, row, vectors, typename Plan::Pixels());
+      residual(
+          rows, Plan::x, row, [&](int c) { return load_shared<Two>(Plan::out_bias + 32 * c + 8 * (thread % 4)); },
+          typename Plan::Pixels());
       for (int block = 0; block < row_blocks; ++block) {
         if (!Plan::one_block && (block > 0 || start > first)) {  // all threads go through the same blocks
           block_barrier();
@@ -106,7 +111,7 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) refine_chunk(RefineArguments a) {
         head_softmax(scores, entries, Plan::bias);
         Plan::Unit::result_by_tile(rows, scores, Plan::value, typename Plan::Rows());
       }
-      normalise(rows, vectors, a.channels, a.eps);
+      normalise(rows, norm, a.channels, a.eps);
       store_rows(rows, const_cast<T*>(image_of(a.refined, dictionary)), start + row, last, a.channels);
     }
   }

@@ -22,7 +22,7 @@ struct RefineCall {
 
 Error refine(const Device& device, const RefineCall& call);
 
-// How many entries a head may have.
-int refine_entries(Type type);
+// Why the kernels do not take the call, or nothing.
+Error why_not(const RefineCall& call);
 
 }  // namespace d2ls::cuda
