@@ -3,6 +3,8 @@
 
 #include <type_traits>
 
+
+#include "cuda/device.h"
 #include "cuda/products_warp_float.cuh"
 #include "cuda/products_warpgroup.cuh"
 
