@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -72,17 +73,19 @@ def library() -> ctypes.CDLL:
     sources = sorted({*CUDA.glob("*.cu"), *CUDA.rglob("*.cc")} - left_out)
     text = b"".join(path.read_bytes() for path in sorted(CUDA.rglob("*")) if path.is_file())
     target = ROOT / "build" / "emulator" / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_suffix(f".{os.getpid()}")
-        compile_library(sources, beside)
-        beside.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:  # other test processes wait instead of compiling it too
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            beside = target.with_suffix(".new")
+            compile_library(sources, beside)
+            beside.replace(target)
     return loaded(target)
 
 
 def loaded(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
-    for name in ("attend", "refine", "refine_attend"):
+    for name in ("attend", "refine", "refine_attend", "classify"):
         if not hasattr(result, f"d2ls_emulate_{name}"):
             continue
         getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p
@@ -177,3 +180,30 @@ def refine_attend(
     )  # fmt: skip
     _checked((emulator or library()).d2ls_emulate_refine_attend, device, call)
     return refined, context, log_sum_exp
+
+
+class ClassifyCall(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("reduction", ctypes.c_int),
+        ("batch", ctypes.c_int64),
+        *((name, ctypes.c_int) for name in ("height", "width", "channels", "classes", "prototypes")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("x", "norm_weight", "norm_bias", "hyper")),
+        *((name, ctypes.c_void_p) for name in ("logits", "labels", "confidence")),
+    ]
+
+
+def classify(
+    image: Tensor, norm_weight: Tensor, norm_bias: Tensor, hyper: Tensor, prototypes: int, reduction: str, eps: float,
+    device: Device, outputs: dict[str, Tensor],
+) -> None:  # fmt: skip
+    """classify, or classify_labels, by the CUDA kernels into ``outputs``: logits, or labels and (or not) confidence."""
+    batch, height, width, channels = image.shape
+    call = ClassifyCall(
+        TYPES[image.dtype], ("logsumexp", "max", "mean").index(reduction), batch, height, width, channels,
+        hyper.shape[1] // prototypes, prototypes, eps,
+        *map(_address, (image, norm_weight, norm_bias, hyper)),
+        *(_address(outputs[name]) if name in outputs else None for name in ("logits", "labels", "confidence")),
+    )  # fmt: skip
+    _checked(library().d2ls_emulate_classify, device, call)

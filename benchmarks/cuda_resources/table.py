@@ -33,8 +33,13 @@ class Plan:
 
     @property
     def hot(self) -> bool:
-        """Whether it must not spill: those of the model in its usual precision."""
-        return self.type in ("bf16", "fp16") and self.variant != "blocks"
+        """Whether it must not spill: the kernels of the model in its usual precision."""
+        return self.kernel == "merge_chunks" or (self.type in ("bf16", "fp16") and self.variant != "blocks")
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it uses matrix instructions."""
+        return self.kernel not in ("merge_chunks", "classify_pixels_kernel")
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def markdown(table: Table) -> str:
         f"{sum(row.stack > 0 for row in table.rows)} spill. None has run on a GPU yet.",
         "",
         "C: channels that a kernel has room for. Registers and stack (spills, bytes) a thread, blocks an SM, shared "
-        "memory in KiB a block, of what the blocks of an SM share. fp32 is TF32 in three products, tf32 in one.",
+        "memory in KiB a block, of what the blocks of an SM share. fp32 products are TF32 in three, tf32 in one; the "
+        "shared memory of classify holds the class vectors.",
         "",
         "| architecture | kernel | type | C | variant | threads | blocks | hot | registers | stack | shared "
         "| matrix instructions |",

@@ -31,40 +31,51 @@ using Products = std::conditional_t<Architecture::warpgroup_products && sizeof(t
                                     WarpgroupProducts<typename Kind::Number>,
                                     WarpProducts<typename Kind::Number, Kind::passes>>;
 
-// Calls f<Kind, Architecture, C>() for the type, the device and the smallest C that holds the channels.
+// Each calls f with a value of the type it finds: the kind of numbers, the smallest C that holds the channels, the device.
 template <class F>
-Error dispatch(Type type, int major, int channels, const F& f) {
-  const auto by_channels = [&](auto kind, auto architecture) -> Error {
-    if (channels % 16 != 0 || channels < 1 || channels > 256) {
-      return "the CUDA kernels take channels in multiples of 16 up to 256, got " + std::to_string(channels);
-    }
-    if (channels <= 64) {
-      return f(kind, architecture, std::integral_constant<int, 64>());
-    }
-    return f(kind, architecture, std::integral_constant<int, 256>());
-  };
-  const auto by_device = [&](auto kind) -> Error {
-    switch (major) {
-      case 8:
-        return by_channels(kind, Ampere());
-      case 9:
-        return by_channels(kind, Hopper());
-      case 10:
-        return by_channels(kind, Blackwell());
-      default:
-        return "the CUDA kernels are for compute capability 8, 9 and 10, this device has " + std::to_string(major);
-    }
-  };
+Error by_type(Type type, const F& f) {
   switch (type) {
     case Type::f32:
-      return by_device(Float32());
+      return f(Float32());
     case Type::tf32:
-      return by_device(RoundedFloat32());
+      return f(RoundedFloat32());
     case Type::bf16:
-      return by_device(Half<Bf16>());
+      return f(Half<Bf16>());
     default:
-      return by_device(Half<Fp16>());
+      return f(Half<Fp16>());
   }
+}
+
+template <class F>
+Error by_channels(int channels, const F& f) {
+  if (channels % 16 != 0 || channels < 1 || channels > 256) {
+    return "the CUDA kernels take channels in multiples of 16 up to 256, got " + std::to_string(channels);
+  }
+  return channels <= 64 ? f(std::integral_constant<int, 64>()) : f(std::integral_constant<int, 256>());
+}
+
+template <class F>
+Error by_device(int major, const F& f) {
+  switch (major) {
+    case 8:
+      return f(Ampere());
+    case 9:
+      return f(Hopper());
+    case 10:
+      return f(Blackwell());
+    default:
+      return "the CUDA kernels are for compute capability 8, 9 and 10, this device has " + std::to_string(major);
+  }
+}
+
+// All three.
+template <class F>
+Error dispatch(Type type, int major, int channels, const F& f) {
+  return by_type(type, [&](auto kind) {
+    return by_device(major, [&](auto architecture) {
+      return by_channels(channels, [&](auto c) -> Error { return f(kind, architecture, c); });
+    });
+  });
 }
 
 }  // namespace d2ls::cuda

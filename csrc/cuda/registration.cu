@@ -2,7 +2,7 @@
 //
 // Checks shapes, allocates, and hands plain pointers to the launchers. Only the stable ABI is used, as in
 // ../registration.cpp, and of CUDA only the runtime. Schemas, fakes and gradients of what users call are in
-// d2ls_fast/ops; the operators here are what those call on a GPU, with one argument more: whether TF32 is allowed.
+// d2ls_fast/ops; the operators here are what those call on a GPU, some with one more argument: whether TF32 is allowed.
 #include <cuda_runtime_api.h>
 #define USE_CUDA  // for the shim of the current stream
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -17,6 +17,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cuda/classify.h"
 #include "cuda/refine_attend.h"
 
 namespace {
@@ -54,7 +55,35 @@ struct OnDevice {
   d2ls::cuda::Device device{};
 };
 
-// Tensors as the kernels want them, kept alive as long as the pointers into them are used.
+// Tensors as the kernels want them, kept alive as long as the pointers into them are used: contiguous, at a multiple of
+// 16 bytes, as the kernels' copies are.
+class Kept {
+ public:
+  const void* typed(const Tensor& tensor, const Tensor& like, int64_t numel, const char* name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "d2ls_fast: ", name, " must have the dtype of pixels");
+    return pointer(tensor, numel, name);
+  }
+
+  const float* floats(const Tensor& tensor, int64_t numel, const char* name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, "d2ls_fast: ", name, " must be float32");
+    return static_cast<const float*>(pointer(tensor, numel, name));
+  }
+
+ private:
+  const void* pointer(const Tensor& tensor, int64_t numel, const char* name) {
+    STD_TORCH_CHECK(tensor.numel() == numel, "d2ls_fast: ", name, " must have ", numel, " elements, got ",
+                    tensor.numel());
+    tensors_.push_back(torch::stable::contiguous(tensor));
+    if (reinterpret_cast<uintptr_t>(tensors_.back().const_data_ptr()) % 16 != 0) {
+      tensors_.back() = torch::stable::clone(tensors_.back());
+    }
+    return tensors_.back().const_data_ptr();
+  }
+
+  std::vector<Tensor> tensors_;
+};
+
+// Pixels with their encoding, and the dictionary that refine takes.
 class Inputs {
  public:
   Inputs(const Tensor& pixels, const Tensor& pixel_pe, bool tf32) : pixels_(pixels) {
@@ -83,18 +112,15 @@ class Inputs {
     refine.eps = static_cast<float>(eps);
     refine.key = typed(key, rows * c, "key");
     refine.value = typed(value, rows * c, "value");
-    refine.key_bias = floats(key_bias, rows, "key_bias");
-    refine.out_bias = floats(out_bias, c, "out_bias");
-    refine.norm_weight = floats(norm_weight, c, "norm_weight");
-    refine.norm_bias = floats(norm_bias, c, "norm_bias");
+    refine.key_bias = kept_.floats(key_bias, rows, "key_bias");
+    refine.out_bias = kept_.floats(out_bias, c, "out_bias");
+    refine.norm_weight = kept_.floats(norm_weight, c, "norm_weight");
+    refine.norm_bias = kept_.floats(norm_bias, c, "norm_bias");
   }
 
-  // Of the dtype of pixels, contiguous, at a multiple of 16 bytes, as the kernels' copies are.
   const void* typed(const Tensor& tensor, int64_t numel, const char* name) {
-    STD_TORCH_CHECK(tensor.scalar_type() == pixels_.scalar_type(), "d2ls_fast: ", name, " must have the dtype of pixels");
-    return pointer(tensor, numel, name);
+    return kept_.typed(tensor, pixels_, numel, name);
   }
-
   // [G B, rows, C] like pixels.
   Tensor like_pixels(int64_t rows) const {
     return torch::stable::new_empty(pixels_, {count(), rows, static_cast<int64_t>(refine.channels)});
@@ -107,23 +133,8 @@ class Inputs {
   d2ls::cuda::RefineCall refine{};
 
  private:
-  const float* floats(const Tensor& tensor, int64_t numel, const char* name) {
-    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, "d2ls_fast: ", name, " must be float32");
-    return static_cast<const float*>(pointer(tensor, numel, name));
-  }
-
-  const void* pointer(const Tensor& tensor, int64_t numel, const char* name) {
-    STD_TORCH_CHECK(tensor.numel() == numel, "d2ls_fast: ", name, " must have ", numel, " elements, got ",
-                    tensor.numel());
-    kept_.push_back(torch::stable::contiguous(tensor));
-    if (reinterpret_cast<uintptr_t>(kept_.back().const_data_ptr()) % 16 != 0) {
-      kept_.back() = torch::stable::clone(kept_.back());
-    }
-    return kept_.back().const_data_ptr();
-  }
-
   Tensor pixels_;
-  std::vector<Tensor> kept_;
+  Kept kept_;
 };
 
 float* pointer(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
@@ -181,6 +192,63 @@ std::tuple<Tensor, Tensor, Tensor> refine_attend(Tensor pixels, Tensor pixel_pe,
   return {refined, context, log_sum_exp};
 }
 
+// classify without outputs; `kept` keeps what it points to.
+d2ls::cuda::ClassifyCall classify_call(const Tensor& image, const Tensor& norm_weight, const Tensor& norm_bias,
+                                       const Tensor& hyper, int64_t prototypes, const std::string& reduction,
+                                       double eps, Kept* kept) {
+  STD_TORCH_CHECK(image.dim() == 4 && image.numel() > 0, "d2ls_fast: pixels must be [B, h, w, C] and not empty");
+  STD_TORCH_CHECK(hyper.dim() == 3 && prototypes > 0 && hyper.size(1) > 0 && hyper.size(1) % prototypes == 0,
+                  "d2ls_fast: hyper must be [B, K * P, C / 16]");
+  const int64_t c = image.size(3);
+  d2ls::cuda::ClassifyCall call{};
+  call.type = type_of(image, false);
+  call.reduction = reduction == "max"    ? d2ls::cuda::Reduction::max
+                   : reduction == "mean" ? d2ls::cuda::Reduction::mean
+                                         : d2ls::cuda::Reduction::logsumexp;
+  call.batch = image.size(0);
+  call.height = static_cast<int>(image.size(1));
+  call.width = static_cast<int>(image.size(2));
+  call.channels = static_cast<int>(c);
+  call.classes = static_cast<int>(hyper.size(1) / prototypes);
+  call.prototypes = static_cast<int>(prototypes);
+  call.eps = static_cast<float>(eps);
+  call.x = kept->typed(image, image, image.numel(), "pixels");
+  call.norm_weight = kept->floats(norm_weight, c / 4, "norm_weight");
+  call.norm_bias = kept->floats(norm_bias, c / 4, "norm_bias");
+  call.hyper = kept->floats(hyper, call.batch * hyper.size(1) * (c / 16), "hyper");
+  return call;
+}
+
+Tensor classify(Tensor image, Tensor norm_weight, Tensor norm_bias, Tensor hyper, int64_t prototypes,
+                std::string reduction, double eps) {
+  const OnDevice on(image);
+  Kept kept;
+  d2ls::cuda::ClassifyCall call =
+      classify_call(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps, &kept);
+  const std::vector<int64_t> size{call.batch, call.classes, 4 * image.size(1), 4 * image.size(2)};
+  Tensor logits = torch::stable::new_empty(image, size, ScalarType::Float);
+  call.logits = pointer(logits);
+  check(d2ls::cuda::classify(on.device, call));
+  return logits;
+}
+
+std::tuple<Tensor, Tensor> classify_labels(Tensor image, Tensor norm_weight, Tensor norm_bias, Tensor hyper,
+                                           int64_t prototypes, std::string reduction, double eps,
+                                           bool return_confidence) {
+  const OnDevice on(image);
+  Kept kept;
+  d2ls::cuda::ClassifyCall call =
+      classify_call(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps, &kept);
+  const std::vector<int64_t> size{call.batch, 4 * image.size(1), 4 * image.size(2)};
+  Tensor labels = torch::stable::new_empty(image, size, call.classes <= 256 ? ScalarType::Byte : ScalarType::Short);
+  Tensor confidence =
+      torch::stable::new_empty(image, return_confidence ? size : std::vector<int64_t>{0}, ScalarType::Float);
+  call.labels = labels.mutable_data_ptr();
+  call.confidence = return_confidence ? pointer(confidence) : nullptr;
+  check(d2ls::cuda::classify(on.device, call));
+  return {labels, confidence};
+}
+
 // Architectures that the kernels were compiled for, as nvcc lists them (800 is sm_80), and the runtime's version.
 std::string cuda_build_info() {
 #define D2LS_TEXT(...) #__VA_ARGS__
@@ -196,6 +264,8 @@ std::string cuda_build_info() {
 #define D2LS_DICTIONARY                                                                                          \
   "Tensor pixels, Tensor pixel_pe, Tensor key, Tensor key_bias, Tensor value, Tensor out_bias, Tensor norm_weight, " \
   "Tensor norm_bias, "
+#define D2LS_CLASSIFY \
+  "Tensor pixels, Tensor norm_weight, Tensor norm_bias, Tensor hyper, int prototypes, str reduction, float eps"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(d2ls_fast, m) {
   m.def("cuda_build_info() -> str");
@@ -203,6 +273,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(d2ls_fast, m) {
   m.def("cuda_refine(" D2LS_DICTIONARY "int num_heads, float eps, bool tf32) -> Tensor");
   m.def("cuda_refine_attend(" D2LS_DICTIONARY
         "Tensor query, int num_heads, float eps, bool tf32) -> (Tensor, Tensor, Tensor)");
+  m.def("cuda_classify(" D2LS_CLASSIFY ") -> Tensor");
+  m.def("cuda_classify_labels(" D2LS_CLASSIFY ", bool return_confidence) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(d2ls_fast, CompositeExplicitAutograd, m) {
@@ -213,4 +285,6 @@ STABLE_TORCH_LIBRARY_IMPL(d2ls_fast, CUDA, m) {
   m.impl("cuda_attend", TORCH_BOX(&attend));
   m.impl("cuda_refine", TORCH_BOX(&refine));
   m.impl("cuda_refine_attend", TORCH_BOX(&refine_attend));
+  m.impl("cuda_classify", TORCH_BOX(&classify));
+  m.impl("cuda_classify_labels", TORCH_BOX(&classify_labels));
 }

@@ -27,11 +27,12 @@ _OPERATORS = (
 # On a GPU the projected form is the library's own attention.
 _CPU_OPERATORS = (*_OPERATORS, "attend_projected", "refine_projected")
 # Of csrc/cuda: kinds of GPU, and what fits into shared memory and registers.
-_CUDA_OPERATORS = ("attend", "refine", "refine_attend")
+_CUDA_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
 _CUDA_MAJORS = (8, 9, 10)
 _CUDA_CHANNELS = 256
 _CUDA_ENTRIES = 64
 _CUDA_ENTRIES_FLOAT = 32
+_CUDA_VECTORS = 1280  # class vectors of 16 floats
 _TRITON_VECTORS = 256  # the scores of a sub-pixel for all class vectors are one register tile where the loss needs them
 
 
@@ -108,8 +109,10 @@ class Cuda:
             reason = f"the kernels take channels in multiples of 16 up to {_CUDA_CHANNELS}, got {call.channels}"
             return Support(False, reason)
         entries = _CUDA_ENTRIES_FLOAT if call.dtype == torch.float32 else _CUDA_ENTRIES
+        if call.operator.startswith("classify"):
+            entries = _CUDA_VECTORS
         if call.entries > entries:
-            return Support(False, f"the kernels take up to {entries} entries a head, got {call.entries}")
+            return Support(False, f"the kernels take up to {entries} entries or class vectors, got {call.entries}")
         return _dtype_support(call)
 
 

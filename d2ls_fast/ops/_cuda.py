@@ -30,6 +30,16 @@ def refine_attend(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor,
     return result
 
 
+def classify(*arguments: Any) -> Tensor:
+    logits: Tensor = torch.ops.d2ls_fast.cuda_classify(*arguments)
+    return logits
+
+
+def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_classify_labels(*arguments)
+    return result
+
+
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:
     """[N, C] where all images have the same encoding, so that one expanded over the batch is not copied out."""
     if pixel_pe.dim() == 3 and (pixel_pe.shape[0] == 1 or pixel_pe.stride(0) == 0):

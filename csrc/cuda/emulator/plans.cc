@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "cuda/attend.cuh"
+#include "cuda/classify.cuh"
 #include "cuda/merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
@@ -32,10 +33,24 @@ void print_types(const char* architecture) {
   print_all<Float32, Architecture, C>("fp32", architecture);
 }
 
+// Their shared memory holds the class vectors.
+void print_classify(const char* type, const char* architecture) {
+  for (const int channels : {64, 256}) {
+    for (const char* variant : {"logits", "labels"}) {
+      std::printf("classify_pixels_kernel %s %s %d %s %d %d %d\n", type, architecture, channels, variant,
+                  classify_threads, 2, 0);
+    }
+  }
+}
+
 template <class Architecture>
 void print_channels(const char* architecture) {
   print_types<Architecture, 64>(architecture);
   print_types<Architecture, 256>(architecture);
+  std::printf("merge_chunks fp32 %s 256 - %d 1 0\n", architecture, merge_threads);
+  for (const char* type : {"bf16", "fp16", "fp32"}) {
+    print_classify(type, architecture);
+  }
 }
 
 }  // namespace d2ls::cuda

@@ -1,6 +1,8 @@
 // What tells the GPU from its emulator: kernels are written once, against the wrappers in this folder.
 //
-// nvcc compiles them to inline PTX; any other compiler to the emulation in ../emulator. No header of torch is used.
+// nvcc compiles them to inline PTX; any other compiler to the emulation in ../emulator. No header of torch is used, nor any
+// of CUTLASS: a dozen instructions are all that is needed, and so few can be emulated, which shows without a GPU that the
+// kernels are right. CUTLASS's templates would hide them.
 #pragma once
 
 #include <cstdint>
