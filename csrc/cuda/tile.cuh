@@ -23,9 +23,6 @@ struct Tile {
   static D2LS_DEVICE uint32_t word(uint32_t tile, int row, int word) {
     return tile + word / 8 * panel_bytes + row * 128 + ((word % 8 ^ row % 8) << 4);
   }
-  static D2LS_DEVICE uint32_t at(uint32_t tile, int row, int column) {
-    return Tile::word(tile, row, column / per_word) + column % per_word * static_cast<int>(sizeof(T));
-  }
 
   // Starts copying rows `first` to `last` of the tile by `threads` threads: row r is row source_row(r) of a row-major
   // matrix of `channels` columns, or zeros where that is negative. Columns beyond `channels` become zeros.
@@ -98,15 +95,6 @@ D2LS_DEVICE Two load_two(uint32_t offset) {
     return {Pair<T>::first(word), Pair<T>::second(word)};
   } else {
     return load_shared<Two>(offset);
-  }
-}
-
-template <class T>
-D2LS_DEVICE void store_two(uint32_t offset, Two value) {
-  if constexpr (sizeof(T) == 2) {
-    store_shared(offset, Pair<T>::pack(value.first, value.second));
-  } else {
-    store_shared(offset, value);
   }
 }
 

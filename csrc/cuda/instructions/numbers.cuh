@@ -30,7 +30,6 @@ template <>
 inline constexpr bool is_bf16<Bf16> = true;
 
 constexpr float log2_e = 1.4426950408889634f;
-constexpr float ln_2 = 0.6931471805599453f;
 
 // Two numbers of type T in a word, the first in the low half.
 template <class T>
