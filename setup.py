@@ -113,7 +113,10 @@ def build_arguments() -> dict[str, object]:
     if with_cuda:
         nvcc = ["-O3", "-std=c++17", "--threads=2"]
         arguments = {"cxx": flags, "nvcc": nvcc}
-        extensions.append(CUDAExtension("d2ls_fast._C_cuda", files("*.cu"), extra_compile_args=arguments, **common))
+        headers = [*files("*.h"), *files("*.cuh")]
+        extensions.append(
+            CUDAExtension("d2ls_fast._C_cuda", files("*.cu"), depends=headers, extra_compile_args=arguments, **common)
+        )
     return {
         "ext_modules": extensions,
         "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},

@@ -22,7 +22,9 @@ def facts() -> dict[str, str]:
     for package in ("triton", "timm", "torchvision", "lightning", "rasterio", "numpy"):
         lines[package] = _version(package)
     lines["extension"] = torch.ops.d2ls_fast.build_info() if _extension.LOADED else f"none: {_extension.WHY_NOT}"
-    cuda = torch.ops.d2ls_fast.cuda_build_info() if _extension.CUDA_LOADED else f"none: {_extension.WHY_NOT_CUDA}"
+    cuda = f"none: {_extension.WHY_NOT_CUDA}"
+    if _extension.CUDA_LOADED:
+        cuda = f"{torch.ops.d2ls_fast.cuda_build_info()} (not yet run on a GPU: D2LS_FAST_BACKEND=cuda asks for it)"
     lines["CUDA part"] = cuda
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines["GPUs"] = ", ".join(gpus) or "none seen"

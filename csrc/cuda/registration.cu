@@ -1,11 +1,253 @@
 // The CUDA part of the extension: a library of its own, so that the CPU part loads where there is no CUDA runtime.
-// Only the stable ABI is used; see ../registration.cpp.
+//
+// Checks shapes, allocates, and hands plain pointers to the launchers. Only the stable ABI is used, as in
+// ../registration.cpp, and of CUDA only the runtime. Schemas, fakes and gradients of what users call are in
+// d2ls_fast/ops; the operators here are what those call on a GPU, some with one more argument: whether TF32 is allowed.
 #include <cuda_runtime_api.h>
+#define USE_CUDA  // for the shim of the current stream
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/classify.h"
+#include "cuda/refine_attend.h"
 
 namespace {
+
+using d2ls::cuda::Type;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Type type_of(const Tensor& pixels, bool tf32) {
+  switch (pixels.scalar_type()) {
+    case ScalarType::Float:
+      return tf32 ? Type::tf32 : Type::f32;
+    case ScalarType::BFloat16:
+      return Type::bf16;
+    case ScalarType::Half:
+      return Type::f16;
+    default:
+      STD_TORCH_CHECK(false, "d2ls_fast: the CUDA kernels take float32, bfloat16 and float16 pixels");
+  }
+}
+
+// The device of a tensor, made the current one while this lives, and its current stream.
+struct OnDevice {
+  explicit OnDevice(const Tensor& tensor) : guard(tensor.get_device_index()) {
+    const int index = tensor.get_device_index();
+    void* stream = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "d2ls_fast: no current CUDA stream");
+    device.stream = static_cast<cudaStream_t>(stream);
+    STD_TORCH_CHECK(
+        cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index) == cudaSuccess &&
+            cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index) == cudaSuccess,
+        "d2ls_fast: CUDA device ", index, " does not answer");
+  }
+  torch::stable::accelerator::DeviceGuard guard;
+  d2ls::cuda::Device device{};
+};
+
+// Tensors as the kernels want them, kept alive as long as the pointers into them are used: contiguous, at a multiple of
+// 16 bytes, as the kernels' copies are.
+class Kept {
+ public:
+  const void* typed(const Tensor& tensor, const Tensor& like, int64_t numel, const char* name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "d2ls_fast: ", name, " must have the dtype of pixels");
+    return pointer(tensor, numel, name);
+  }
+
+  const float* floats(const Tensor& tensor, int64_t numel, const char* name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, "d2ls_fast: ", name, " must be float32");
+    return static_cast<const float*>(pointer(tensor, numel, name));
+  }
+
+ private:
+  const void* pointer(const Tensor& tensor, int64_t numel, const char* name) {
+    STD_TORCH_CHECK(tensor.numel() == numel, "d2ls_fast: ", name, " must have ", numel, " elements, got ",
+                    tensor.numel());
+    tensors_.push_back(torch::stable::contiguous(tensor));
+    if (reinterpret_cast<uintptr_t>(tensors_.back().const_data_ptr()) % 16 != 0) {
+      tensors_.back() = torch::stable::clone(tensors_.back());
+    }
+    return tensors_.back().const_data_ptr();
+  }
+
+  std::vector<Tensor> tensors_;
+};
+
+// Pixels with their encoding, and the dictionary that refine takes.
+class Inputs {
+ public:
+  Inputs(const Tensor& pixels, const Tensor& pixel_pe, bool tf32) : pixels_(pixels) {
+    STD_TORCH_CHECK(pixels.dim() == 3 && pixels.numel() > 0, "d2ls_fast: pixels must be [B, N, C] and not empty");
+    const int64_t b = pixels.size(0), n = pixels.size(1), c = pixels.size(2);
+    const int64_t images = pixel_pe.dim() == 2 ? 1 : b;
+    refine.type = type_of(pixels, tf32);
+    refine.images = b;
+    refine.dictionaries = 1;
+    refine.pixels = n;
+    refine.channels = static_cast<int>(c);
+    refine.pe_images = images;
+    refine.x = typed(pixels, b * n * c, "pixels");
+    refine.pe = typed(pixel_pe, images * n * c, "pixel_pe");
+  }
+
+  void dictionary(const Tensor& key, const Tensor& key_bias, const Tensor& value, const Tensor& out_bias,
+                  const Tensor& norm_weight, const Tensor& norm_bias, int64_t num_heads, double eps) {
+    STD_TORCH_CHECK(key.dim() == 3 && key.size(0) > 0 && key.size(0) % refine.images == 0 && num_heads > 0 &&
+                        key.size(1) > 0 && key.size(1) % num_heads == 0,
+                    "d2ls_fast: key must be [G * B, J, C] with the B of pixels, and num_heads divide J");
+    const int64_t c = refine.channels, rows = key.size(0) * key.size(1);
+    refine.dictionaries = key.size(0) / refine.images;
+    refine.heads = static_cast<int>(num_heads);
+    refine.entries = static_cast<int>(key.size(1) / num_heads);
+    refine.eps = static_cast<float>(eps);
+    refine.key = typed(key, rows * c, "key");
+    refine.value = typed(value, rows * c, "value");
+    refine.key_bias = kept_.floats(key_bias, rows, "key_bias");
+    refine.out_bias = kept_.floats(out_bias, c, "out_bias");
+    refine.norm_weight = kept_.floats(norm_weight, c, "norm_weight");
+    refine.norm_bias = kept_.floats(norm_bias, c, "norm_bias");
+  }
+
+  const void* typed(const Tensor& tensor, int64_t numel, const char* name) {
+    return kept_.typed(tensor, pixels_, numel, name);
+  }
+  // [G B, rows, C] like pixels.
+  Tensor like_pixels(int64_t rows) const {
+    return torch::stable::new_empty(pixels_, {count(), rows, static_cast<int64_t>(refine.channels)});
+  }
+  Tensor empty_floats(const std::vector<int64_t>& size) const {
+    return torch::stable::new_empty(pixels_, size, ScalarType::Float);
+  }
+  int64_t count() const { return refine.dictionaries * refine.images; }
+
+  d2ls::cuda::RefineCall refine{};
+
+ private:
+  Tensor pixels_;
+  Kept kept_;
+};
+
+float* pointer(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
+
+void check(const d2ls::cuda::Error& error) { STD_TORCH_CHECK(error.empty(), "d2ls_fast: ", error); }
+
+std::tuple<Tensor, Tensor> attend(Tensor pixels, Tensor pixel_pe, Tensor query, bool tf32) {
+  const OnDevice on(pixels);
+  Inputs in(pixels, pixel_pe, tf32);
+  STD_TORCH_CHECK(query.dim() == 3 && query.size(1) > 0, "d2ls_fast: query must be [B, J, C]");
+  const int64_t b = in.refine.images, j = query.size(1), c = in.refine.channels;
+  Tensor context = in.empty_floats({b, j, c}), log_sum_exp = in.empty_floats({b, j});
+  const d2ls::cuda::AttendCall call{in.refine.type,
+                                    b,
+                                    in.refine.pixels,
+                                    in.refine.channels,
+                                    static_cast<int>(j),
+                                    in.refine.pe_images,
+                                    in.refine.x,
+                                    in.refine.pe,
+                                    in.typed(query, b * j * c, "query"),
+                                    pointer(context),
+                                    pointer(log_sum_exp)};
+  Tensor scratch = in.empty_floats({d2ls::cuda::attend_scratch(on.device, call)});
+  check(d2ls::cuda::attend(on.device, call, pointer(scratch)));
+  return {context, log_sum_exp};
+}
+
+Tensor refine(Tensor pixels, Tensor pixel_pe, Tensor key, Tensor key_bias, Tensor value, Tensor out_bias,
+              Tensor norm_weight, Tensor norm_bias, int64_t num_heads, double eps, bool tf32) {
+  const OnDevice on(pixels);
+  Inputs in(pixels, pixel_pe, tf32);
+  in.dictionary(key, key_bias, value, out_bias, norm_weight, norm_bias, num_heads, eps);
+  Tensor refined = in.like_pixels(in.refine.pixels);
+  in.refine.refined = refined.mutable_data_ptr();
+  check(d2ls::cuda::refine(on.device, in.refine));
+  return refined;
+}
+
+std::tuple<Tensor, Tensor, Tensor> refine_attend(Tensor pixels, Tensor pixel_pe, Tensor key, Tensor key_bias,
+                                                 Tensor value, Tensor out_bias, Tensor norm_weight, Tensor norm_bias,
+                                                 Tensor query, int64_t num_heads, double eps, bool tf32) {
+  const OnDevice on(pixels);
+  Inputs in(pixels, pixel_pe, tf32);
+  in.dictionary(key, key_bias, value, out_bias, norm_weight, norm_bias, num_heads, eps);
+  STD_TORCH_CHECK(query.dim() == 3 && query.size(1) > 0, "d2ls_fast: query must be [G * B, J, C]");
+  const int64_t j = query.size(1), c = in.refine.channels;
+  Tensor refined = in.like_pixels(in.refine.pixels);
+  Tensor context = in.empty_floats({in.count(), j, c}), log_sum_exp = in.empty_floats({in.count(), j});
+  in.refine.refined = refined.mutable_data_ptr();
+  const void* rows = in.typed(query, in.count() * j * c, "query");
+  const d2ls::cuda::RefineAttendCall call{in.refine, static_cast<int>(j), rows, pointer(context), pointer(log_sum_exp)};
+  Tensor scratch = in.empty_floats({d2ls::cuda::refine_attend_scratch(on.device, call)});
+  check(d2ls::cuda::refine_attend(on.device, call, pointer(scratch)));
+  return {refined, context, log_sum_exp};
+}
+
+// classify without outputs; `kept` keeps what it points to.
+d2ls::cuda::ClassifyCall classify_call(const Tensor& image, const Tensor& norm_weight, const Tensor& norm_bias,
+                                       const Tensor& hyper, int64_t prototypes, const std::string& reduction,
+                                       double eps, Kept* kept) {
+  STD_TORCH_CHECK(image.dim() == 4 && image.numel() > 0, "d2ls_fast: pixels must be [B, h, w, C] and not empty");
+  STD_TORCH_CHECK(hyper.dim() == 3 && prototypes > 0 && hyper.size(1) > 0 && hyper.size(1) % prototypes == 0,
+                  "d2ls_fast: hyper must be [B, K * P, C / 16]");
+  const int64_t c = image.size(3);
+  d2ls::cuda::ClassifyCall call{};
+  call.type = type_of(image, false);
+  call.reduction = reduction == "max"    ? d2ls::cuda::Reduction::max
+                   : reduction == "mean" ? d2ls::cuda::Reduction::mean
+                                         : d2ls::cuda::Reduction::logsumexp;
+  call.batch = image.size(0);
+  call.height = static_cast<int>(image.size(1));
+  call.width = static_cast<int>(image.size(2));
+  call.channels = static_cast<int>(c);
+  call.classes = static_cast<int>(hyper.size(1) / prototypes);
+  call.prototypes = static_cast<int>(prototypes);
+  call.eps = static_cast<float>(eps);
+  call.x = kept->typed(image, image, image.numel(), "pixels");
+  call.norm_weight = kept->floats(norm_weight, c / 4, "norm_weight");
+  call.norm_bias = kept->floats(norm_bias, c / 4, "norm_bias");
+  call.hyper = kept->floats(hyper, call.batch * hyper.size(1) * (c / 16), "hyper");
+  return call;
+}
+
+Tensor classify(Tensor image, Tensor norm_weight, Tensor norm_bias, Tensor hyper, int64_t prototypes,
+                std::string reduction, double eps) {
+  const OnDevice on(image);
+  Kept kept;
+  d2ls::cuda::ClassifyCall call =
+      classify_call(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps, &kept);
+  const std::vector<int64_t> size{call.batch, call.classes, 4 * image.size(1), 4 * image.size(2)};
+  Tensor logits = torch::stable::new_empty(image, size, ScalarType::Float);
+  call.logits = pointer(logits);
+  check(d2ls::cuda::classify(on.device, call));
+  return logits;
+}
+
+std::tuple<Tensor, Tensor> classify_labels(Tensor image, Tensor norm_weight, Tensor norm_bias, Tensor hyper,
+                                           int64_t prototypes, std::string reduction, double eps,
+                                           bool return_confidence) {
+  const OnDevice on(image);
+  Kept kept;
+  d2ls::cuda::ClassifyCall call =
+      classify_call(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps, &kept);
+  const std::vector<int64_t> size{call.batch, 4 * image.size(1), 4 * image.size(2)};
+  Tensor labels = torch::stable::new_empty(image, size, call.classes <= 256 ? ScalarType::Byte : ScalarType::Short);
+  Tensor confidence =
+      torch::stable::new_empty(image, return_confidence ? size : std::vector<int64_t>{0}, ScalarType::Float);
+  call.labels = labels.mutable_data_ptr();
+  call.confidence = return_confidence ? pointer(confidence) : nullptr;
+  check(d2ls::cuda::classify(on.device, call));
+  return {labels, confidence};
+}
 
 // Architectures that the kernels were compiled for, as nvcc lists them (800 is sm_80), and the runtime's version.
 std::string cuda_build_info() {
@@ -19,8 +261,30 @@ std::string cuda_build_info() {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(d2ls_fast, m) { m.def("cuda_build_info() -> str"); }
+#define D2LS_DICTIONARY                                                                                          \
+  "Tensor pixels, Tensor pixel_pe, Tensor key, Tensor key_bias, Tensor value, Tensor out_bias, Tensor norm_weight, " \
+  "Tensor norm_bias, "
+#define D2LS_CLASSIFY \
+  "Tensor pixels, Tensor norm_weight, Tensor norm_bias, Tensor hyper, int prototypes, str reduction, float eps"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(d2ls_fast, m) {
+  m.def("cuda_build_info() -> str");
+  m.def("cuda_attend(Tensor pixels, Tensor pixel_pe, Tensor query, bool tf32) -> (Tensor, Tensor)");
+  m.def("cuda_refine(" D2LS_DICTIONARY "int num_heads, float eps, bool tf32) -> Tensor");
+  m.def("cuda_refine_attend(" D2LS_DICTIONARY
+        "Tensor query, int num_heads, float eps, bool tf32) -> (Tensor, Tensor, Tensor)");
+  m.def("cuda_classify(" D2LS_CLASSIFY ") -> Tensor");
+  m.def("cuda_classify_labels(" D2LS_CLASSIFY ", bool return_confidence) -> (Tensor, Tensor)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(d2ls_fast, CompositeExplicitAutograd, m) {
   m.impl("cuda_build_info", TORCH_BOX(&cuda_build_info));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(d2ls_fast, CUDA, m) {
+  m.impl("cuda_attend", TORCH_BOX(&attend));
+  m.impl("cuda_refine", TORCH_BOX(&refine));
+  m.impl("cuda_refine_attend", TORCH_BOX(&refine_attend));
+  m.impl("cuda_classify", TORCH_BOX(&classify));
+  m.impl("cuda_classify_labels", TORCH_BOX(&classify_labels));
 }

@@ -28,7 +28,8 @@ _logger = logging.getLogger("d2ls_fast")
 
 _REGISTRY: dict[str, Backend] = {b.name: b for b in (Reference(), Torch(), Cpu(), Triton(), Cuda())}
 _AVAILABLE: dict[str, Support] = {name: b.available() for name, b in _REGISTRY.items()}
-_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# The CUDA kernels are right in their emulator and have not run on a GPU yet: until they have, only who asks gets them.
+_PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}
 _already_logged: set[tuple[str, str]] = set()
 
 

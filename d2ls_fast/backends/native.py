@@ -26,6 +26,13 @@ _OPERATORS = (
 )
 # On a GPU the projected form is the library's own attention.
 _CPU_OPERATORS = (*_OPERATORS, "attend_projected", "refine_projected")
+# Of csrc/cuda: kinds of GPU, and what fits into shared memory and registers.
+_CUDA_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
+_CUDA_MAJORS = (8, 9, 10)
+_CUDA_CHANNELS = 256
+_CUDA_ENTRIES = 64
+_CUDA_ENTRIES_FLOAT = 32
+_CUDA_VECTORS = 1280  # class vectors of 16 floats
 _TRITON_VECTORS = 256  # the scores of a sub-pixel for all class vectors are one register tile where the loss needs them
 
 
@@ -79,17 +86,34 @@ class Triton:
 
 
 class Cuda:
-    """CUDA kernels of the compiled extension."""
+    """CUDA kernels of the compiled extension, forward only; chosen by name alone until they have run on a GPU."""
 
     name = "cuda"
 
     def available(self) -> Support:
         if not _extension.CUDA_LOADED:
             return Support(False, _extension.WHY_NOT_CUDA)
-        return Support(False, "the CUDA part holds no kernels yet; GPUs are served by triton")
+        if not torch.cuda.is_available():
+            return Support(False, "the kernels are built, but PyTorch sees no GPU")
+        major, minor = torch.cuda.get_device_capability()
+        if major not in _CUDA_MAJORS:
+            return Support(False, f"the kernels are for compute capability 8, 9 and 10, this GPU has {major}.{minor}")
+        return Support(True)
 
     def supports(self, call: Call) -> Support:
-        return self.available()
+        if call.operator not in _CUDA_OPERATORS:
+            return Support(False, f"no CUDA kernel for {call.operator}")
+        if call.device != "cuda":
+            return Support(False, f"the tensors are on {call.device}, this back end works on cuda")
+        if call.channels % 16 or not 0 < call.channels <= _CUDA_CHANNELS:
+            reason = f"the kernels take channels in multiples of 16 up to {_CUDA_CHANNELS}, got {call.channels}"
+            return Support(False, reason)
+        entries = _CUDA_ENTRIES_FLOAT if call.dtype == torch.float32 else _CUDA_ENTRIES
+        if call.operator.startswith("classify"):
+            entries = _CUDA_VECTORS
+        if call.entries > entries:
+            return Support(False, f"the kernels take up to {entries} entries or class vectors, got {call.entries}")
+        return _dtype_support(call)
 
 
 def _interpreted() -> bool:

@@ -31,6 +31,11 @@ def define(
         LIBRARY.impl(name, cuda, "CUDA")
 
 
+def operator_of(name: str, backend: str) -> Any:
+    """``d2ls_fast::name`` as ``backend`` computes it: the operator itself, or the one that is that back end's alone."""
+    return getattr(torch.ops.d2ls_fast, f"{name}_{backend}" if backend in ("triton", "cuda") else name)
+
+
 def with_autocast(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """The tensors in the dtype that autocast asks for on their device; as they are without autocast or for float64."""
     device = tensors[0].device.type

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
-from d2ls_fast.ops._library import LIBRARY, define, with_autocast
+from d2ls_fast.ops import _cuda
+from d2ls_fast.ops._library import LIBRARY, define, operator_of, with_autocast
 
 
 def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,10 +49,7 @@ def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Ten
     pixels, pixel_pe, query = with_autocast((pixels, pixel_pe, query))
     check_attend(pixels, pixel_pe, query)
     name = select("attend", pixels)
-    if name in ("reference", "torch"):
-        operator = attend_definition
-    else:
-        operator = torch.ops.d2ls_fast.attend_triton if name == "triton" else torch.ops.d2ls_fast.attend
+    operator = attend_definition if name in ("reference", "torch") else operator_of("attend", name)
     images = pixels.shape[0]
     dictionaries = query.shape[0] // images
     if dictionaries == 1:
@@ -238,3 +236,4 @@ _GPU = _TRITON if importlib.util.find_spec("triton") is not None else _PLAIN
 
 _register("attend", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("attend_triton", cpu=_TRITON, cuda=_TRITON)
+_register("attend_cuda", cpu=(None, None), cuda=(_cuda.attend, _GPU[1]))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.ops import _cuda
 from d2ls_fast.ops._classify import classify_definition, classify_labels_definition, empty_labels, plain_backward
-from d2ls_fast.ops._library import LIBRARY, define
+from d2ls_fast.ops._library import LIBRARY, define, operator_of
 from d2ls_fast.ops.refine import as_vectors
 
 PrototypeReduction = Literal["logsumexp", "max", "mean"]
@@ -61,11 +62,10 @@ def classify(
     norm_weight, norm_bias, hyper = as_vectors(pixels, norm_weight, norm_bias, hyper)
     check_classify("classify", pixels, norm_weight, norm_bias, hyper, grid, prototypes, reduction)
     arguments = (pixels.unflatten(1, grid), norm_weight, norm_bias, hyper, prototypes, reduction, eps)
-    name = select("classify", pixels)
+    name = select("classify", pixels, hyper.shape[1])
     if name in ("reference", "torch"):
         return classify_definition(*arguments)
-    operator = torch.ops.d2ls_fast.classify_triton if name == "triton" else torch.ops.d2ls_fast.classify
-    logits: Tensor = operator(*arguments)
+    logits: Tensor = operator_of("classify", name)(*arguments)
     return logits
 
 
@@ -101,13 +101,11 @@ def classify_labels(
     if not (1 <= height <= 4 * h and 1 <= width <= 4 * w):
         raise ValueError(f"classify_labels: size must be at most {(4 * h, 4 * w)} and at least (1, 1), got {size}")
     arguments = (pixels.unflatten(1, grid), norm_weight, norm_bias, hyper, prototypes, reduction, eps)
-    name = select("classify_labels", pixels)
+    name = select("classify_labels", pixels, hyper.shape[1])
     if name in ("reference", "torch"):
         labels, confidence = classify_labels_definition(*arguments, return_confidence)
     else:
-        namespace = torch.ops.d2ls_fast
-        operator = namespace.classify_labels_triton if name == "triton" else namespace.classify_labels
-        labels, confidence = operator(*arguments, return_confidence)
+        labels, confidence = operator_of("classify_labels", name)(*arguments, return_confidence)
     labels = labels[:, :height, :width].contiguous()
     return labels, confidence[:, :height, :width].contiguous() if return_confidence else None
 
@@ -237,3 +235,4 @@ if importlib.util.find_spec("triton") is not None:
 
 _register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
+_register("_cuda", cpu=(None, None, None), cuda=(_cuda.classify, _cuda.classify_labels, _GPU[2]))

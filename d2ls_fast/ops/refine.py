@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_fast.backends import select
-from d2ls_fast.ops._library import with_autocast
+from d2ls_fast.ops._library import operator_of, with_autocast
 from d2ls_fast.ops.attend import check_pixels, check_rows
 
 
@@ -61,11 +61,10 @@ def refine(
     key_bias, out_bias, norm_weight, norm_bias = as_vectors(pixels, key_bias, out_bias, norm_weight, norm_bias)
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
-    name = select("refine", pixels)
+    name = select("refine", pixels, key.shape[1] // num_heads)
     if name in ("reference", "torch"):
         return refine_definition(*arguments, num_heads, eps)
-    operator = torch.ops.d2ls_fast.refine_triton if name == "triton" else torch.ops.d2ls_fast.refine
-    refined: Tensor = operator(*arguments, num_heads, eps)
+    refined: Tensor = operator_of("refine", name)(*arguments, num_heads, eps)
     return refined
 
 

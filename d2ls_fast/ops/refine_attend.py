@@ -12,7 +12,8 @@ from torch import Tensor
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
 from d2ls_fast.kernels.configs import why_not
-from d2ls_fast.ops._library import LIBRARY, define, with_autocast
+from d2ls_fast.ops import _cuda
+from d2ls_fast.ops._library import LIBRARY, define, operator_of, with_autocast
 from d2ls_fast.ops.attend import attend, attend_definition, attend_gradients, check_rows
 from d2ls_fast.ops.refine import as_vectors, check_refine, refine, refine_definition, repeated
 
@@ -52,13 +53,12 @@ def refine_attend(
     arguments = (pixels, pixel_pe, key, key_bias, value, out_bias, norm_weight, norm_bias)
     check_refine(*arguments, num_heads)
     _check_query(query, pixels, key)
-    name = select("refine_attend", pixels)
+    name = select("refine_attend", pixels, key.shape[1] // num_heads)
     if name in ("reference", "torch"):
         # Each half by its own best back end: there may be a kernel for one of them.
         refined = refine(*arguments, num_heads, eps)
         return (refined, *attend(refined, repeated(pixel_pe, refined), query))
-    operator = torch.ops.d2ls_fast.refine_attend_triton if name == "triton" else torch.ops.d2ls_fast.refine_attend
-    result: tuple[Tensor, Tensor, Tensor] = operator(*arguments, query, num_heads, eps)
+    result: tuple[Tensor, Tensor, Tensor] = operator_of("refine_attend", name)(*arguments, query, num_heads, eps)
     return result
 
 
@@ -300,3 +300,4 @@ if importlib.util.find_spec("triton") is not None:
 
 _register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
+_register("_cuda", cpu=(None, None, None), cuda=(_cuda.refine, _cuda.refine_attend, _GPU[2]))

@@ -1,0 +1,52 @@
+"""The CUDA kernels of the compiled extension, with the arguments that the operators have.
+
+Forward only: gradients come from the operators' own backward kernels (Triton's, or plain PyTorch).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_attend(
+        pixels, _shared_encoding(pixel_pe), query, _tf32_allowed()
+    )
+    return result
+
+
+def refine(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> Tensor:
+    refined: Tensor = torch.ops.d2ls_fast.cuda_refine(pixels, _shared_encoding(pixel_pe), *more, _tf32_allowed())
+    return refined
+
+
+def refine_attend(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.cuda_refine_attend(
+        pixels, _shared_encoding(pixel_pe), *more, _tf32_allowed()
+    )
+    return result
+
+
+def classify(*arguments: Any) -> Tensor:
+    logits: Tensor = torch.ops.d2ls_fast.cuda_classify(*arguments)
+    return logits
+
+
+def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_classify_labels(*arguments)
+    return result
+
+
+def _shared_encoding(pixel_pe: Tensor) -> Tensor:
+    """[N, C] where all images have the same encoding, so that one expanded over the batch is not copied out."""
+    if pixel_pe.dim() == 3 and (pixel_pe.shape[0] == 1 or pixel_pe.stride(0) == 0):
+        return pixel_pe[0]
+    return pixel_pe
+
+
+def _tf32_allowed() -> bool:
+    # Not get_float32_matmul_precision(), which raises once a program has used this setting.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"

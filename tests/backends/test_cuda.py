@@ -1,0 +1,76 @@
+"""The back end cuda where there is no GPU: what it says of itself, and that nothing chooses it."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from d2ls_fast import _extension, info
+from d2ls_fast.backends import backends as list_backends
+from d2ls_fast.backends import select
+from d2ls_fast.backends.base import Call, Support
+from d2ls_fast.backends.native import Cuda
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (Call("attend", "cuda", BF16, 256, 0), ""),
+        (Call("refine", "cuda", BF16, 16, 64), ""),
+        (Call("refine_attend", "cuda", torch.float32, 256, 32), ""),
+        (Call("attend", "cuda", BF16, 272, 0), "up to 256, got 272"),
+        (Call("attend", "cuda", BF16, 20, 0), "multiples of 16"),
+        (Call("refine", "cuda", BF16, 256, 65), "up to 64 entries"),
+        (Call("refine", "cuda", torch.float32, 256, 33), "up to 32 entries"),
+        (Call("classify_labels", "cuda", BF16, 256, 1280), ""),
+        (Call("classify", "cuda", BF16, 256, 1281), "up to 1280"),
+        (Call("fuse_pyramid", "cuda", BF16, 256, 0), "no CUDA kernel for fuse_pyramid"),
+        (Call("attend", "cpu", BF16, 256, 0), "tensors are on cpu"),
+        (Call("attend", "cuda", torch.float64, 256, 0), "float64"),
+    ],
+)
+def test_what_it_serves(call: Call, reason: str) -> None:
+    support = Cuda().supports(call)
+    assert support.ok == (not reason) and reason in support.reason
+
+
+def test_nothing_chooses_it_before_it_has_run_on_a_gpu() -> None:
+    """Even where it is available and Triton is not."""
+    states = {"cuda": Support(True), "triton": Support(False, "not here")}
+    with patch.dict("d2ls_fast.backends._AVAILABLE", states):
+        assert select("attend", torch.empty(1, device="meta")) == "torch"
+        on_gpu = torch.empty(0)
+        with patch("d2ls_fast.backends.Call", lambda *call: Call(call[0], "cuda", BF16, 256, 0)):
+            assert select("attend", on_gpu) == "torch"
+
+
+def test_the_reason_is_told() -> None:
+    facts = info.facts()
+    if not _extension.CUDA_LOADED:
+        assert "nvcc" in facts["CUDA part"] or "does not load" in facts["CUDA part"]
+        assert list_backends()["cuda"] == _extension.WHY_NOT_CUDA
+    else:
+        assert "not yet run on a GPU" in facts["CUDA part"]
+        if not torch.cuda.is_available():
+            assert list_backends()["cuda"] == "the kernels are built, but PyTorch sees no GPU"
+
+
+def test_a_gpu_of_another_kind_is_named() -> None:
+    with (
+        patch.object(_extension, "CUDA_LOADED", True),
+        patch("torch.cuda.is_available", return_value=True),
+        patch("torch.cuda.get_device_capability", return_value=(12, 0)),
+    ):
+        assert Cuda().available() == (False, "the kernels are for compute capability 8, 9 and 10, this GPU has 12.0")
+
+
+def test_its_operators_have_the_schemas_of_the_others() -> None:
+    for name in ("attend", "refine", "refine_attend", "classify", "classify_labels"):
+        operator, own = getattr(torch.ops.d2ls_fast, name), getattr(torch.ops.d2ls_fast, f"{name}_cuda")
+        assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)
+    with pytest.raises(NotImplementedError, match="CPU"):
+        torch.ops.d2ls_fast.attend_cuda(torch.zeros(1, 2, 16), torch.zeros(2, 16), torch.zeros(1, 2, 16))
