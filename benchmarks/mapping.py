@@ -162,13 +162,14 @@ def write_synthetic_scene(path: Path, side: int) -> None:
 
 
 def measure_seams(checkpoint: Path, scene: Path, advance: Callable[[], None]) -> list[Seams]:
-    """Labels of two grids of windows, half a step apart, compared away from the edges of what both see."""
+    """Labels of two grids of windows, half a window apart, compared away from the edges of what both see."""
     results = []
     for blend in get_args(Blend):
         predictor = Predictor(checkpoint, blend=blend)
         image, _, nodata = read_image(scene, predictor.card.bands)
         step = round((predictor.window - predictor.overlap) / predictor.card.scale)
-        window, half = round(predictor.window / predictor.card.scale), step // 2
+        window = round(predictor.window / predictor.card.scale)
+        half = window // 2
         # A grid has exactly this step where the windows fit without being moved together.
         tall, wide = ((length - half - window) // step * step + window for length in image.shape[1:])
         if min(image.shape[1:]) < window + step + half:

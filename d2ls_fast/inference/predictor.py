@@ -62,7 +62,8 @@ class Predictor:
         compile: run the model through ``torch.compile``: slow at first, faster afterwards on a GPU.
         window: side of a window in model pixels, at least 32; by default that of the training crops, to whose view
             dictionary and positional encoding are used.
-        overlap: pixels that neighbouring windows share at least; three eighths of the window by default.
+        overlap: pixels that neighbouring windows share at least; by default three eighths of the window, rounded up to the
+            model's deepest stride of 32, so that most windows see the scene on one grid of cells.
         blend: how windows share a pixel: ``cosine``, ``gaussian``, or ``none``; see
             :func:`~d2ls_fast.inference.windows.blend_weights`.
         batch: windows per model call, and views of windows under test-time augmentation; by default as many as have the
@@ -122,7 +123,7 @@ class Predictor:
         """
         if window is None:
             window = max(SMALLEST, math.ceil(self.card.crop / SMALLEST) * SMALLEST)
-        overlap = window * 3 // 8 if overlap is None else overlap
+        overlap = _default_overlap(window) if overlap is None else overlap
         if batch is None:
             batch = max(1, (1 if self.device.type == "cpu" else 8) * 512**2 // window**2)
         if window < SMALLEST:
@@ -338,3 +339,8 @@ class Predictor:
         self.batch = max(1, min(self.batch, count // 2))
         self.tta.batch = max(1, self.tta.batch // 2)
         return self.batch
+
+
+def _default_overlap(window: int) -> int:
+    rounded = math.ceil(window * 3 / 8 / STRIDE) * STRIDE
+    return rounded if rounded < window else window // 2
