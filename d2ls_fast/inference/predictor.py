@@ -62,8 +62,8 @@ class Predictor:
         compile: run the model through ``torch.compile``: slow at first, faster afterwards on a GPU.
         window: side of a window in model pixels, at least 32; by default that of the training crops, to whose view
             dictionary and positional encoding are used.
-        overlap: pixels that neighbouring windows share at least; by default three eighths of the window, rounded up to the
-            model's deepest stride of 32, so that most windows see the scene on one grid of cells.
+        overlap: pixels that neighbouring windows share at least; by default three eighths of the window, rounded up
+            to the model's deepest stride of 32, so that most windows see the scene on one grid of cells.
         blend: how windows share a pixel: ``cosine``, ``gaussian``, or ``none``; see
             :func:`~d2ls_fast.inference.windows.blend_weights`.
         batch: windows per model call, and views of windows under test-time augmentation; by default as many as have the

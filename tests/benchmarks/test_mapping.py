@@ -45,7 +45,7 @@ def test_all_is_measured_and_written(checkpoint: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["bench", "map", *files, *options])
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out.json").read_text())
-    assert content["busy"]["windows"] == 49
+    assert content["busy"]["windows"] == 81
     assert content["busy"]["map_seconds"] > 0
     assert 1 < content["tta"]["ratio"] < 40
     assert [each["side"] for each in content["memory"]] == [400]
