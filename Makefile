@@ -37,6 +37,11 @@ bench: $(READY)
 	$(BIN)/d2ls-fast bench head --precision bf16 --output benchmarks/results/cpu-head-bf16
 	$(BIN)/d2ls-fast bench model --output benchmarks/results/cpu-model
 	$(BIN)/d2ls-fast bench train --output benchmarks/results/cpu-train
+	$(BIN)/d2ls-fast bench patch --output benchmarks/results/cpu-patch
+	$(BIN)/d2ls-fast bench sam --size 1024 --batch 1 --batch 16 --batch 64 --only transformer --repeats 3 --output benchmarks/results/cpu-sam
+	mkdir -p build && $(BIN)/rio merge --overwrite examples/sample/landsat8-cloud/images/*.tif build/landsat8.tif
+	$(BIN)/python examples/demo.py
+	$(BIN)/d2ls-fast bench map demo/run/best.safetensors build/landsat8.tif --repeats 7 --output benchmarks/results/cpu-map
 	$(BIN)/d2ls-fast bench data configs/demo.yaml workers=1 --repeats 30 --output benchmarks/results/cpu-data
 
 # Needs no GPU. Fails where a configuration does not fit or a hot one spills.

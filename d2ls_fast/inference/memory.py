@@ -23,6 +23,7 @@ from d2ls_fast.inference.predictor import Predictor
 
 WINDOWS = (768, 512, 384, 256, 192, 128)
 MARGIN = 1.3  # scratch memory of kernels and what the allocator keeps, over the tensors that are alive
+PRODUCTS = 224 * 2**20  # bytes: what compressing rasters and drawing a picture of 2048 x 2048 take
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -123,10 +124,12 @@ def fit(
     for side in sides:
         pixels = side * side
         model = model_bytes(predictor, side)
-        base = resident() + held + BLOCK_CACHE + 2 * IN_MEMORY  # after a run: the libraries have taken what they keep
+        base = (
+            resident() + held + PRODUCTS + BLOCK_CACHE + 2 * IN_MEMORY
+        )  # after a run: the libraries have taken what they keep
         for batch in sorted({max(1, predictor.batch >> halvings) for halvings in range(8)}, reverse=True):
-            # Rows of the finished map: those being filled, those being written.
-            rows = 3 * side * width * bytes_per_pixel / predictor.card.scale
+            # Rows of the finished map: those being filled, those being written to the spool and to the products.
+            rows = 5 * side * width * bytes_per_pixel / predictor.card.scale
             reading = (3 * batch) * pixels * bands * 8
             sums = 3 * pixels * classes * 8
             least = int(base + MARGIN * (model * batch + rows + reading + sums))

@@ -57,7 +57,7 @@ def test_the_budget_chooses_the_window_and_the_batch(
 ) -> None:
     monkeypatch.setattr(memory, "resident", lambda: 500 * MB)
     found = []
-    for limit in (4000, 700, 625, 615):
+    for limit in (4000, 934, 854, 841):
         predictor = Predictor((pixel_model, card), "cpu", batch=8)
         fit(predictor, [(20_000, 5_000)], 2, 0, limit * MB, False)
         found.append((predictor.window, predictor.batch))
@@ -70,4 +70,4 @@ def test_the_budget_chooses_the_window_and_the_batch(
     ):
         fit(predictor, [(100, 100)], 2, 0, 500 * MB, False)
     with pytest.raises(UserError, match="with windows of 512"):
-        fit(predictor, [(100, 100)], 2, 0, 615 * MB, True)
+        fit(predictor, [(100, 100)], 2, 0, 841 * MB, True)
