@@ -13,7 +13,7 @@ from rich.table import Table
 from d2ls_fast.inference import predictor
 from d2ls_fast.inference.scene import SceneMap
 
-MOST_COLUMNS = 8  # more classes than this do not fit a terminal's width; the overlay's legend has them all
+MOST_COLUMNS = 6  # more classes than this do not fit a terminal's width; the overlay's legend has them all
 
 
 class SceneProgress:
@@ -55,7 +55,7 @@ def print_maps(console: Console, maps: Sequence[SceneMap], classes: Sequence[str
         return
     columns = classes if len(classes) <= MOST_COLUMNS else []
     table = Table(title="maps")
-    table.add_column("scene", overflow="fold")
+    table.add_column("scene", overflow="fold", min_width=12)
     for heading in ("size", "Mpixel/s", *columns):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in maps:
