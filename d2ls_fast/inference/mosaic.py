@@ -60,6 +60,7 @@ class Mosaic:
         self._layers, self._device = layers, device
         self._row_weights, self._column_weights = (axis.weights.to(device) for axis in (rows, columns))
         self._shared: _SharedRows | None = None
+        self._following: _SharedRows | None = None
         self._known = _KnownRows(columns.source, rows.finished(first))
 
     @torch.inference_mode()
@@ -73,6 +74,7 @@ class Mosaic:
         start, stop = rows.finished(number), rows.finished(number + 1)
         result = self._empty(start, stop)
         following = _SharedRows(self._classes, rows.end(number) - keep) if number + 1 < len(rows) else None
+        self._following = following
         left = 0
         sums = torch.zeros(self._classes, rows.end(number) - first, 0, dtype=torch.float64, device=self._device)
         span = rows.back.span(start, stop) if stop > start else (first, first)
@@ -89,8 +91,16 @@ class Mosaic:
                 following.put(sums[:, keep - first :, : next_left - left])
             sums, left = sums[:, :, next_left - left :], next_left
         self._known.mask(result, stop)
-        self._shared = following
+        if self._shared is not None:
+            self._shared.close()
+        self._shared, self._following = following, None
         return result
+
+    def close(self) -> None:
+        """Forget the sums that are open; nothing can be added any more."""
+        for shared in (self._shared, self._following):
+            if shared is not None:
+                shared.close()
 
     def _empty(self, start: int, stop: int) -> MapRows:
         shape = (stop - start, self._columns.source)
@@ -130,7 +140,8 @@ class _SharedRows:
     def __init__(self, classes: int, height: int) -> None:
         self._shape = (classes, height)
         # Column by column in the file, so that any number of columns is one piece of it.
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (closed when forgotten)
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (closed by its owner)
+        self.close = self._file.close
         self._reading = False
 
     def put(self, sums: Tensor) -> None:

@@ -267,7 +267,7 @@ class Predictor:
                     progress(next(count), total)
 
         batch = self.batch_of(len(columns))
-        with closing(reader.read(range(first, part.stop), 2 * batch)) as images:
+        with closing(mosaic), closing(reader.read(range(first, part.stop), 2 * batch)) as images:
             for number in range(first, part.stop):
                 row = itertools.islice(images, len(columns))
                 classify = partial(adapted.classify, number) if adapted else self._classify

@@ -60,8 +60,8 @@ def register() -> None:
     for operator, (module, form, positions) in _PLAIN_FORMS.items():
         plain = getattr(import_module(f"d2ls_fast.ops.{module}"), form)
         stem, backward, _ = operator.partition("_backward")
-        for name in (operator, f"{stem}_triton{backward}"):
-            packet = getattr(torch.ops.d2ls_fast, name, None)  # the projected form has no Triton kernels
+        for name in (operator, f"{stem}_triton{backward}", f"{stem}_cuda{backward}"):
+            packet = getattr(torch.ops.d2ls_fast, name, None)  # not every operator has kernels of every kind
             if packet is not None and packet not in flop_registry:
                 register_flop_formula(packet, get_raw=True)(_formula(plain, positions))
 

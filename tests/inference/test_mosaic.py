@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_sums_on_disk_are_the_sums_in_memory(card: ModelCard, make_image: Any, m
     monkeypatch.setattr(mosaic, "IN_MEMORY", 1000)
     for found, right in zip(whole(list(predictor.rows(source, ALL))), expected, strict=True):
         assert np.array_equal(found, right)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.parametrize("taken", [1, 2, 10])
+def test_a_map_that_is_left_closes_its_files(taken: int, card: ModelCard, make_image: Any) -> None:
+    predictor = Predictor((Elementwise(), card), window=64, overlap=40)
+    rows = predictor.rows(ArraySource(make_image(150, 150)))
+    for _, _ in zip(rows, range(taken), strict=False):
+        pass
+    rows.close()  # type: ignore[attr-defined]
+    gc.collect()
 
 
 def test_layers_that_are_not_wanted_are_not_made(card: ModelCard, make_image: Any) -> None:

@@ -16,7 +16,7 @@ from d2ls_fast.nn.interaction import AlternatingCrossAttention
 from d2ls_fast.nn.pyramid import PyramidNeck
 from d2ls_fast.ops.flops import count_flops, register
 
-WITHOUT_PRODUCTS = {"ratio_contrast", "build_info", "cuda_build_info"}
+WITHOUT_PRODUCTS = {"ratio_contrast", "build_info"}
 
 
 def under(name: str, run: Callable[[], object]) -> int:
@@ -36,8 +36,8 @@ def test_every_operator_with_products_is_known() -> None:
     names = {
         schema.name.removeprefix("d2ls_fast::")
         for schema in torch._C._jit_get_all_schemas()
-        if schema.name.startswith("d2ls_fast::")
-    }
+        if schema.name.startswith("d2ls_fast::") and not schema.name.startswith("d2ls_fast::cuda_")
+    }  # cuda_attend and the like are what attend_cuda is made of
     unknown = {name for name in names if getattr(torch.ops.d2ls_fast, name) not in flop_registry}
     assert {name.removesuffix("_backward").removesuffix("_triton") for name in unknown} == WITHOUT_PRODUCTS & names
 

@@ -165,7 +165,8 @@ def test_differences_are_named(change: Callable[[OfficialStructure], None], wher
     name = WHERE[where] or "the model itself"
     with pytest.warns(UserWarning, match="patch left alone") as warned:
         d2.patch(model)
-    assert f"{name} ({where}: " in str(warned[0].message) and reason in str(warned[0].message)
+    (message,) = (str(each.message) for each in warned if "patch left alone" in str(each.message))
+    assert f"{name} ({where}: " in message and reason in message
     report = d2.patch_report(model)
     assert set(report.replaced.values()) == rest and reason in report.left_alone[WHERE[where]]
     torch.testing.assert_close(model(maps()), before, rtol=1e-4, atol=1e-5)
