@@ -47,7 +47,7 @@ template <class Architecture>
 void print_channels(const char* architecture) {
   print_types<Architecture, 64>(architecture);
   print_types<Architecture, 256>(architecture);
-  std::printf("merge_chunks fp32 %s 256 - %d 1 0\n", architecture, merge_threads);
+  std::printf("merge_chunks fp32 %s %d - %d 1 %u\n", architecture, merge_channels, merge_threads, merge_shared_bytes);
   for (const char* type : {"bf16", "fp16", "fp32"}) {
     print_classify(type, architecture);
   }
