@@ -4,7 +4,7 @@ Everything else is in pyproject.toml. Environment:
     D2LS_FAST_EXTENSION=auto|1|0   the CPU part: where possible (default), always (else fail), or never.
     D2LS_FAST_CUDA=auto|1|0        the same for the CUDA part.
     D2LS_FAST_SANITIZE=1           the CPU part with address and undefined-behaviour checks; see `make sanitize`.
-    TORCH_CUDA_ARCH_LIST           GPU architectures, default "8.0;9.0a;10.0".
+    TORCH_CUDA_ARCH_LIST           GPU architectures, default "8.0;9.0a;10.0" (without 10.0 before CUDA 12.8).
     CUDA_HOME                      folder of the CUDA toolkit, the one that holds include/.
     MAX_JOBS                       compiler processes at a time (default: all cores).
 
@@ -78,11 +78,22 @@ def why_no_cuda(home: Path | None) -> str:
         return "this torch is built without CUDA"
     if home is None:
         return "no CUDA toolkit with nvcc and headers was found (set CUDA_HOME)"
+    major = toolkit_version(home)[0]
+    if major != int(torch.version.cuda.split(".")[0]):
+        return f"the toolkit in {home} is CUDA {major}, this torch was built with {torch.version.cuda}"
+    return ""
+
+
+def toolkit_version(home: Path) -> tuple[int, int]:
     header = (home / "include" / "cuda_runtime_api.h").read_text(errors="replace")
     found = re.search(r"#define CUDART_VERSION\s+(\d+)", header)
-    if found and int(found[1]) // 1000 != int(torch.version.cuda.split(".")[0]):
-        return f"the toolkit in {home} is CUDA {int(found[1]) // 1000}, this torch was built with {torch.version.cuda}"
-    return ""
+    number = int(found[1]) if found else 0
+    return number // 1000, number % 1000 // 10
+
+
+def default_architectures(home: Path) -> str:
+    """What nvcc of this toolkit knows of the kinds of GPU that have kernels."""
+    return "8.0;9.0a;10.0" if toolkit_version(home) >= (12, 8) else "8.0;9.0a"
 
 
 def build_arguments() -> dict[str, object]:
@@ -90,9 +101,9 @@ def build_arguments() -> dict[str, object]:
         return {}
     home = find_cuda_home()
     with_cuda = wanted("D2LS_FAST_CUDA", "CUDA part (Triton serves GPUs instead)", why_no_cuda(home))
-    if with_cuda:
+    if with_cuda and home:
         os.environ["CUDA_HOME"] = str(home)  # read when torch.utils.cpp_extension is imported
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0a;10.0")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(home))
 
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 

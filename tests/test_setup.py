@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -29,3 +31,14 @@ def test_without_a_compiler(value: str, status: int, tmp_path: Path) -> None:
     finished = setup({"D2LS_FAST_EXTENSION": value, "CXX": "no-such-compiler", "PATH": str(tmp_path)}, "--version")
     assert finished.returncode == status, finished.stderr
     assert "no C++ compiler was found" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "architectures"), [(12060, "8.0;9.0a"), (12080, "8.0;9.0a;10.0"), (13000, "8.0;9.0a;10.0")]
+)
+def test_only_architectures_that_the_toolkit_knows(number: int, architectures: str, tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime_api.h").write_text(f"#define CUDART_VERSION  {number}\n")
+    with patch("setuptools.setup"), patch.dict(os.environ, {"D2LS_FAST_EXTENSION": "0"}):
+        functions = runpy.run_path(str(ROOT / "setup.py"))
+    assert functions["default_architectures"](tmp_path) == architectures

@@ -28,7 +28,7 @@ _OPERATORS = (
 _CPU_OPERATORS = (*_OPERATORS, "attend_projected", "refine_projected")
 # Of csrc/cuda: kinds of GPU, and what fits into shared memory and registers.
 _CUDA_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
-_CUDA_MAJORS = (8, 9, 10)
+_CUDA_CAPABILITIES = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))  # others of 8 have 99 KB of shared memory, not 163
 _CUDA_CHANNELS = 256
 _CUDA_ENTRIES = 64
 _CUDA_ENTRIES_FLOAT = 32
@@ -95,9 +95,10 @@ class Cuda:
             return Support(False, _extension.WHY_NOT_CUDA)
         if not torch.cuda.is_available():
             return Support(False, "the kernels are built, but PyTorch sees no GPU")
-        major, minor = torch.cuda.get_device_capability()
-        if major not in _CUDA_MAJORS:
-            return Support(False, f"the kernels are for compute capability 8, 9 and 10, this GPU has {major}.{minor}")
+        capability = torch.cuda.get_device_capability()
+        if capability not in _CUDA_CAPABILITIES:
+            known, found = ", ".join(f"{a}.{b}" for a, b in _CUDA_CAPABILITIES), ".".join(map(str, capability))
+            return Support(False, f"the kernels are for compute capability {known}, this GPU has {found}")
         return Support(True)
 
     def supports(self, call: Call) -> Support:

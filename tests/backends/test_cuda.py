@@ -59,13 +59,17 @@ def test_the_reason_is_told() -> None:
             assert list_backends()["cuda"] == "the kernels are built, but PyTorch sees no GPU"
 
 
-def test_a_gpu_of_another_kind_is_named() -> None:
+@pytest.mark.parametrize("capability", [(8, 6), (12, 0)])
+def test_a_gpu_of_another_kind_is_named(capability: tuple[int, int]) -> None:
     with (
         patch.object(_extension, "CUDA_LOADED", True),
         patch("torch.cuda.is_available", return_value=True),
-        patch("torch.cuda.get_device_capability", return_value=(12, 0)),
+        patch("torch.cuda.get_device_capability", return_value=capability),
     ):
-        assert Cuda().available() == (False, "the kernels are for compute capability 8, 9 and 10, this GPU has 12.0")
+        ok, reason = Cuda().available()
+    found = ".".join(map(str, capability))
+    assert not ok
+    assert reason == f"the kernels are for compute capability 8.0, 8.7, 9.0, 10.0, 10.3, this GPU has {found}"
 
 
 def test_its_operators_have_the_schemas_of_the_others() -> None:
