@@ -56,7 +56,10 @@ class D2LS(SegmentationModel):
             return logits
         aux_logits = None if output.aux_logits is None else _cropped(output.aux_logits, size)
         intermediate = tuple(_cropped(each, size) for each in output.intermediate)
-        return output._replace(logits=logits, aux_logits=aux_logits, intermediate=intermediate)
+        # Built anew: torch.compile of 2.11 cannot return the result of _replace.
+        return D2LSOutput(
+            logits, aux_logits, output.dictionary, output.pixels, output.contrastive, intermediate, output.grid
+        )
 
     def classify(self, images: Tensor, return_confidence: bool) -> tuple[Tensor, Tensor | None]:
         """As the base class says; the full-resolution logits of the batch are never stored."""

@@ -165,7 +165,7 @@ class AlternatingCrossAttention(nn.Module):
             pixels, pixel_pe = repeated(pixels, dictionary), repeated(pixel_pe, dictionary)
         result = (self._run_definition if reference else self._run_passes)(pixels, pixel_pe, dictionary, keep_pixels)
         kept = [repeated(each, dictionary) for each in result.stage_pixels]
-        return result._replace(pixels=repeated(result.pixels, dictionary), stage_pixels=kept)
+        return Interaction(result.dictionary, repeated(result.pixels, dictionary), result.stage_dictionaries, kept)
 
     @property
     def looks(self) -> list[CrossAttention]:

@@ -148,10 +148,11 @@ class D2LSLoss(nn.Module):
         terms = {"cross_entropy": cross_entropy}
         if self.dice_weight:
             terms["dice"] = self.dice_weight * dice
+        means = [mean for mean, _ in others]
         if auxiliary is not None:
-            terms["auxiliary"] = self.auxiliary_weight * others.pop(0)[0]
-        if others:
-            terms["intermediate"] = self.intermediate_weight * torch.stack([each[0] for each in others]).mean()
+            terms["auxiliary"] = self.auxiliary_weight * means[0]
+        if stages:
+            terms["intermediate"] = self.intermediate_weight * torch.stack(means[-len(stages) :]).mean()
         contrastive = self._contrastive(output, target)
         if contrastive is not None:
             terms["contrastive"] = self.contrastive_weight * contrastive

@@ -121,7 +121,8 @@ def dictionary_step(
         looked = None if context is None else context.to(wide)
         parameters = [[parameter.to(wide) for parameter in part] for part in parts]
         step = Step(*operator(dictionary.to(wide), position.to(wide), looked, *parameters, num_heads, eps, dtype))
-    return step._replace(dictionary=dictionary if update is None else step.dictionary.to(dictionary.dtype))
+    updated = dictionary if update is None else step.dictionary.to(dictionary.dtype)
+    return Step(updated, *step[1:])  # built anew: torch.compile of 2.11 cannot return the result of _replace
 
 
 def check_step(
