@@ -13,11 +13,8 @@ void classify_forward(const ClassifyForward& call, const Parallel& parallel) {
   const ClassifyInputs& in = call.in;
   const Chunks chunks(in.batch, in.height * in.width);
   const NormTable table(in);
-  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(in, false));
-    for (int64_t t = begin; t < end; ++t) {
-      kernels().forward(call, table.norm, chunks[t], scratch.get());
-    }
+  for_chunks(chunks, kernels().scratch(in, false), parallel, [&](Chunk chunk, int64_t, float* scratch) {
+    kernels().forward(call, table.norm, chunk, scratch);
   });
 }
 
@@ -26,11 +23,8 @@ void classify_backward(const ClassifyBackward& call, const Parallel& parallel) {
   const Chunks chunks(in.batch, in.height * in.width);
   const NormTable table(in);
   ClassifyPartials partials(in, chunks);
-  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(in, true));
-    for (int64_t t = begin; t < end; ++t) {
-      kernels().backward(call, table.norm, chunks[t], partials[t], scratch.get());
-    }
+  for_chunks(chunks, kernels().scratch(in, true), parallel, [&](Chunk chunk, int64_t t, float* scratch) {
+    kernels().backward(call, table.norm, chunk, partials[t], scratch);
   });
   partials.sum(call.grad_hyper, call.grad_norm_weight, call.grad_norm_bias);
 }

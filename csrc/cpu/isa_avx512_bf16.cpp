@@ -22,7 +22,9 @@ namespace avx512_bf16 {
 #include "cpu/pairs.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/factors_pairs.inc.h"
-#include "cpu/pass.inc.h"
+#include "cpu/pass_tile.inc.h"
+#include "cpu/pass_forward.inc.h"
+#include "cpu/pass_backward.inc.h"
 
 }  // namespace avx512_bf16
 

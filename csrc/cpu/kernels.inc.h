@@ -5,7 +5,13 @@
 #include "cpu/convert.inc.h"
 #include "cpu/gemm.inc.h"
 #include "cpu/factors_float.inc.h"
-#include "cpu/pass.inc.h"
+#include "cpu/pass_tile.inc.h"
+#include "cpu/pass_forward.inc.h"
+#include "cpu/pass_backward.inc.h"
+#include "cpu/projected_tile.inc.h"
+#include "cpu/attend_projected.inc.h"
+#include "cpu/refine_projected.inc.h"
+#include "cpu/refine_projected_backward.inc.h"
 #include "cpu/projected.inc.h"
 #include "cpu/gelu.inc.h"
 #include "cpu/classify_tile.inc.h"
@@ -16,7 +22,9 @@
 #include "cpu/pyramid_backward.inc.h"
 #include "cpu/nce.inc.h"
 #include "cpu/product.inc.h"
-#include "cpu/step.inc.h"
+#include "cpu/step_rows.inc.h"
+#include "cpu/step_forward.inc.h"
+#include "cpu/step_backward.inc.h"
 
 inline Kernels kernels() {
   return {pass_kernels(),    projected_kernels(), classify_kernels(), segmentation_kernels(),

@@ -74,15 +74,12 @@ void nce_forward(const NceForward& call, const Parallel& parallel) {
   std::vector<double> sums(chunks.count * 2 * classes, 0.0);
   std::vector<int64_t> count(chunks.count * (classes + 1), 0);
   const Buffer top(in.columns ? chunks.count * vectors : 0), sum(in.columns ? chunks.count * vectors : 0);
-  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(in, false));
-    for (int64_t t = begin; t < end; ++t) {
-      double* loss = sums.data() + t * 2 * classes;
-      const int64_t column = in.columns ? t * vectors : 0;
-      const NcePartial partial{loss, loss + classes, count.data() + t * (classes + 1), top.get() + column,
-                               sum.get() + column};
-      kernels().forward(call, entries[chunks[t].batch], chunks[t], partial, scratch.get());
-    }
+  for_chunks(chunks, kernels().scratch(in, false), parallel, [&](Chunk chunk, int64_t t, float* scratch) {
+    double* loss = sums.data() + t * 2 * classes;
+    const int64_t column = in.columns ? t * vectors : 0;
+    const NcePartial partial{loss, loss + classes, count.data() + t * (classes + 1), top.get() + column,
+                             sum.get() + column};
+    kernels().forward(call, entries[chunk.batch], chunk, partial, scratch);
   });
   for (int64_t b = 0; b < in.batch; ++b) {
     const int64_t first = b * chunks.per_image;
@@ -112,11 +109,8 @@ void nce_backward(const NceBackward& call, const Parallel& parallel) {
   const Entries entries(in, true);
   const int64_t size = in.vectors() * entries.channels;
   const Buffer partials(chunks.count * size);
-  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(in, true));
-    for (int64_t t = begin; t < end; ++t) {
-      kernels().backward(call, entries[chunks[t].batch], chunks[t], partials.get() + t * size, scratch.get());
-    }
+  for_chunks(chunks, kernels().scratch(in, true), parallel, [&](Chunk chunk, int64_t t, float* scratch) {
+    kernels().backward(call, entries[chunk.batch], chunk, partials.get() + t * size, scratch);
   });
   for (int64_t b = 0; b < in.batch; ++b) {
     float* first = partials.get() + b * chunks.per_image * size;

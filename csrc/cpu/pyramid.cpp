@@ -193,13 +193,9 @@ void pyramid_forward(const PyramidInputs& in, const float* bias, void* fused, co
   std::fill(std::copy(bias, bias + in.channels, padded_bias.get()), padded_bias.get() + shape.padded, 0.0f);
   const PyramidLevel& finest = in.levels.front();
   const Chunks chunks(in.batch, finest.pixels());
-  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(scratch_floats);
-    for (int64_t t = begin; t < end; ++t) {
-      const Chunk chunk = chunks[t];
-      kernels().sum(shape, finest, weights[0], padded_bias.get(), coarse.levels.data(), coarse.count(),
-                    {chunk.batch, chunk.begin, chunk.end, 0, finest.channels}, fused, scratch.get());
-    }
+  for_chunks(chunks, scratch_floats, parallel, [&](Chunk chunk, int64_t, float* scratch) {
+    kernels().sum(shape, finest, weights[0], padded_bias.get(), coarse.levels.data(), coarse.count(),
+                  {chunk.batch, chunk.begin, chunk.end, 0, finest.channels}, fused, scratch);
   });
 }
 

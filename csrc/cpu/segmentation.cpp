@@ -44,12 +44,8 @@ WrongLabel segmentation_forward(const SegmentationForward& call, const Parallel&
   const int64_t rows = 1 + 3 * in.classes;
   std::vector<double> sums(static_cast<size_t>(chunks.count * rows));
   std::vector<WrongLabel> wrong(static_cast<size_t>(chunks.count), WrongLabel{});
-  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(in, false));
-    for (int64_t t = begin; t < end; ++t) {
-      kernels().forward(call.in, terms, table.norm, chunks[t], {sums.data() + t * rows, wrong.data() + t},
-                        scratch.get());
-    }
+  for_chunks(chunks, kernels().scratch(in, false), parallel, [&](Chunk chunk, int64_t t, float* scratch) {
+    kernels().forward(call.in, terms, table.norm, chunk, {sums.data() + t * rows, wrong.data() + t}, scratch);
   });
   for (int64_t r = 0; r < rows; ++r) {
     double sum = 0.0;
@@ -74,11 +70,8 @@ void segmentation_backward(const SegmentationBackward& call, const Parallel& par
   terms.overlap = call.grad_overlap;
   terms.volume = call.grad_volume;
   ClassifyPartials partials(in, chunks);
-  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
-    const Buffer scratch(kernels().scratch(in, true));
-    for (int64_t t = begin; t < end; ++t) {
-      kernels().backward(call.in, terms, table.norm, chunks[t], partials[t], call.grad_pixels, scratch.get());
-    }
+  for_chunks(chunks, kernels().scratch(in, true), parallel, [&](Chunk chunk, int64_t t, float* scratch) {
+    kernels().backward(call.in, terms, table.norm, chunk, partials[t], call.grad_pixels, scratch);
   });
   partials.sum(call.grad_hyper, call.grad_norm_weight, call.grad_norm_bias);
 }

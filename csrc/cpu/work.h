@@ -8,6 +8,7 @@
 #include <new>
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 
 namespace d2ls {
 
@@ -61,6 +62,17 @@ class Chunks {
   int64_t total_;
   int64_t size_;
 };
+
+// body(chunk, its number, scratch) for every chunk of pixels; the chunks of a thread share the scratch memory.
+template <class Body>
+void for_chunks(const Chunks& chunks, int64_t scratch_floats, const Parallel& parallel, const Body& body) {
+  parallel(chunks.count, 1, [&](int64_t begin, int64_t end) {
+    const Buffer scratch(scratch_floats);
+    for (int64_t t = begin; t < end; ++t) {
+      body(chunks[t], t, scratch.get());
+    }
+  });
+}
 
 // Adds up the partial results of an image's chunks, in the order of the chunks, into the first one.
 inline void sum_chunks(float* first, int64_t chunks, int64_t stride, int64_t count) {
