@@ -1,7 +1,7 @@
 """Soft cross-entropy and dice as few sums over pixels: the sums from logits, and the losses from the sums.
 
-The sums may as well come from a kernel that never forms logits; what follows is the same for both. Sums of the parts of
-a batch add up to those of the batch, the losses do not.
+The sums may as well come from a kernel that never forms logits, whose definition and backward stand here too; what
+follows is the same for both. Sums of the parts of a batch add up to those of the batch, the losses do not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from d2ls_fast.ops._classify import classify_definition
+from d2ls_fast.ops._classify import plain_backward as classify_plain_backward
 
 Compat = Literal["corrected", "release"]
 
@@ -103,3 +106,69 @@ def mean_dice(overlap: Tensor, volume: Tensor, count: Tensor, smooth: float, com
     present = count > 0
     loss = (1 - (2 * overlap + smooth) / (volume + count + smooth).clamp_min(1e-7)).where(present, 0.0).sum()
     return loss / (present.numel() if compat == "release" else present.sum().clamp_min(1))
+
+
+def segmentation_sums_definition(
+    image: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    hyper: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    smoothing: float,
+    ignore_index: int,
+    prototypes: int,
+    reduction: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator in plain PyTorch, through the logits: cross-entropy, a sum; overlap, volume and count ``[K]``."""
+    _check_labels(target, hyper.shape[1] // prototypes, ignore_index)
+    logits = classify_definition(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps)
+    logits = logits[..., : target.shape[1], : target.shape[2]]
+    with torch.autocast(image.device.type, enabled=False):
+        total = cross_entropy_sum(logits, target, class_weights, smoothing, ignore_index)
+        return (total, *dice_sums(logits, target, ignore_index))
+
+
+def plain_backward(
+    image: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    hyper: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    smoothing: float,
+    ignore_index: int,
+    prototypes: int,
+    reduction: str,
+    eps: float,
+    grad_cross_entropy: Tensor,
+    grad_overlap: Tensor,
+    grad_volume: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The backward formulas in PyTorch, for machines without the compiled extension; recomputes the forward."""
+    options, dtype = (prototypes, reduction, eps), hyper.dtype
+    logits = classify_definition(image.to(dtype), norm_weight, norm_bias, hyper, *options)
+    (height, width), (rows, columns) = target.shape[1:], logits.shape[2:]
+    p = logits[..., :height, :width].softmax(1)
+    k = p.shape[1]
+    weights = p.new_ones(k) if class_weights is None else class_weights
+    labelled = target != ignore_index
+    labels = target.where(labelled, 0)
+    truth = F.one_hot(labels, k).movedim(-1, 1).to(dtype)
+    own = (1 - smoothing) * weights[labels].unsqueeze(1)
+    every = smoothing / k * weights
+    grad = grad_cross_entropy * (p * (own + every.sum()) - own * truth - every.view(-1, 1, 1))
+    by_p = grad_volume.view(-1, 1, 1) + grad_overlap.view(-1, 1, 1) * truth
+    grad = (grad + p * (by_p - (p * by_p).sum(1, keepdim=True))) * labelled.unsqueeze(1)
+    grad = F.pad(grad, (0, columns - width, 0, rows - height))
+    return classify_plain_backward(image, norm_weight, norm_bias, hyper, grad, *options)
+
+
+def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    expected = f"target must hold classes from 0 to {classes - 1} or ignore_index {ignore_index}"
+    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
+    if torch.compiler.is_compiling() or target.device.type != "cpu":
+        torch._assert_async(~wrong.any(), expected)  # no wait for the device, no graph break
+    elif wrong.any():
+        raise ValueError(f"segmentation_loss: {expected}, got the label {int(target[wrong][0])}")

@@ -31,11 +31,11 @@ _PLAIN_FORMS: dict[str, tuple[str, str, tuple[int, ...] | None]] = {
     "nce_sums_backward": ("_nce", "nce_sums_backward", None),
     "refine": ("refine", "refine_definition", None),
     "refine_attend": ("refine_attend", "refine_attend_definition", None),
-    "refine_attend_backward": ("refine_attend", "plain_backward", None),
-    "refine_projected": ("refine_projected", "refine_projected_definition", None),
-    "refine_projected_backward": ("refine_projected", "plain_backward", None),
+    "refine_attend_backward": ("_refine", "plain_backward", None),
+    "refine_projected": ("_refine_projected", "refine_projected_definition", None),
+    "refine_projected_backward": ("_refine_projected", "plain_backward", None),
     "segmentation_sums": ("_classify", "classify_definition", _LOGITS_OF_LOSS),
-    "segmentation_sums_backward": ("segmentation_loss", "plain_backward", None),
+    "segmentation_sums_backward": ("_segmentation", "plain_backward", None),
 }
 
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
 from d2ls_fast.ops._library import LIBRARY, define, with_autocast
+from d2ls_fast.ops._refine_projected import plain_backward, refine_projected_definition, sdpa
 from d2ls_fast.ops.attend import check_pixels
-from d2ls_fast.ops.attend_projected import (
-    check_entries,
-    check_parameters,
-    gradient_of_pe,
-    merge_heads,
-    split_heads,
-)
+from d2ls_fast.ops.attend_projected import check_entries, check_parameters
 from d2ls_fast.ops.refine import as_vectors
 
 
@@ -77,100 +71,9 @@ def refine_projected(
     if name == "reference":
         return refine_projected_definition(*arguments)
     if name == "torch":
-        return refine_projected_sdpa(*arguments)
+        return refine_projected_definition(*arguments, attention=sdpa)
     refined: Tensor = torch.ops.d2ls_fast.refine_projected(*arguments)
     return refined
-
-
-def refine_projected_definition(
-    pixels: Tensor,
-    pixel_pe: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_weight: Tensor,
-    query_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    num_heads: int,
-    eps: float,
-) -> Tensor:
-    """The operator in plain PyTorch: products in the dtype of pixels, softmax and norm in float32 (float64)."""
-    q, k, v = _projected(pixels, pixel_pe, key, value, query_weight, query_bias, num_heads)
-    weights = (q @ k.transpose(-1, -2)).to(key.dtype).softmax(-1)
-    mixed = merge_heads(weights.to(pixels.dtype) @ v)
-    return _normalised(pixels, mixed, out_weight, out_bias, norm_weight, norm_bias, eps)
-
-
-def refine_projected_sdpa(
-    pixels: Tensor,
-    pixel_pe: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_weight: Tensor,
-    query_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    num_heads: int,
-    eps: float,
-) -> Tensor:
-    """The same with PyTorch's attention kernel, whose flash form stores no scores: the form for GPUs."""
-    q, k, v = _projected(pixels, pixel_pe, key, value, query_weight, query_bias, num_heads)
-    mixed = merge_heads(F.scaled_dot_product_attention(q, k, v, scale=1.0))
-    return _normalised(pixels, mixed, out_weight, out_bias, norm_weight, norm_bias, eps)
-
-
-def plain_backward(
-    pixels: Tensor,
-    pixel_pe: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_weight: Tensor,
-    query_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    grad_refined: Tensor,
-    num_heads: int,
-    eps: float,
-    need_pe_grad: bool,
-) -> tuple[Tensor, ...]:
-    """The backward formulas in PyTorch, in the precision of the weights; recomputes the forward."""
-    dtype, images = key.dtype, pixels.shape[0]
-    x, y = pixels.to(dtype), (pixels + pixel_pe).to(dtype)
-    groups = key.shape[0] // images
-    q = split_heads(F.linear(y, query_weight, query_bias), num_heads).repeat(groups, 1, 1, 1)
-    k, v = split_heads(key, num_heads), split_heads(value, num_heads)
-    weights = (q @ k.transpose(-1, -2)).softmax(-1)
-    mixed = merge_heads(weights @ v)
-    total = x.repeat(groups, 1, 1) + F.linear(mixed, out_weight, out_bias)
-    inverse_sigma = torch.rsqrt(total.var(-1, correction=0, keepdim=True) + eps)
-    normal = (total - total.mean(-1, keepdim=True)) * inverse_sigma
-    grad = grad_refined.to(dtype)
-    grad_norm_weight, grad_norm_bias = (grad * normal).sum((0, 1)), grad.sum((0, 1))
-    scaled = grad * norm_weight
-    grad = inverse_sigma * (scaled - scaled.mean(-1, keepdim=True) - normal * (scaled * normal).mean(-1, keepdim=True))
-    grad_mixed = split_heads(grad @ out_weight, num_heads)
-    grad_weights = grad_mixed @ v.transpose(-1, -2)
-    grad_scores = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
-    grad_query = _sum_groups(merge_heads(grad_scores @ k), images)
-    through_pe = grad_query @ query_weight
-    return (
-        (_sum_groups(grad, images) + through_pe).to(pixels.dtype),
-        gradient_of_pe(through_pe, pixel_pe, need_pe_grad),
-        merge_heads(grad_scores.transpose(-1, -2) @ q),
-        merge_heads(weights.transpose(-1, -2) @ grad_mixed),
-        torch.einsum("bnd,bnc->dc", grad_query, y),
-        grad_query.sum((0, 1)),
-        torch.einsum("bnc,bnd->cd", grad, mixed),
-        grad.sum((0, 1)),
-        grad_norm_weight,
-        grad_norm_bias,
-    )
 
 
 def check_refine_projected(
@@ -201,41 +104,6 @@ def check_refine_projected(
         norm_weight=(norm_weight, (c,)),
         norm_bias=(norm_bias, (c,)),
     )
-
-
-def _projected(
-    pixels: Tensor,
-    pixel_pe: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_weight: Tensor,
-    query_bias: Tensor,
-    num_heads: int,
-) -> list[Tensor]:
-    """Queries of the pixels, once for every group, and the dictionary's keys and values, by head."""
-    dtype = pixels.dtype
-    query = F.linear(pixels + pixel_pe, query_weight.to(dtype), query_bias.to(dtype))
-    query = query.repeat(key.shape[0] // pixels.shape[0], 1, 1)
-    return [split_heads(t, num_heads) for t in (query, key.to(dtype), value.to(dtype))]
-
-
-def _normalised(
-    pixels: Tensor,
-    mixed: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-) -> Tensor:
-    dtype = pixels.dtype
-    update = F.linear(mixed.to(dtype), out_weight.to(dtype), out_bias.to(dtype))
-    total = (pixels + update.unflatten(0, (-1, pixels.shape[0]))).flatten(0, 1).to(norm_weight.dtype)
-    return F.layer_norm(total, total.shape[-1:], norm_weight, norm_bias, eps).to(dtype)
-
-
-def _sum_groups(gradient: Tensor, images: int) -> Tensor:
-    return gradient.unflatten(0, (-1, images)).sum(0)
 
 
 # --- registration -------------------------------------------------------------------------------------------------

@@ -8,20 +8,17 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
-from d2ls_fast.ops._classify import classify_definition
-from d2ls_fast.ops._classify import plain_backward as classify_plain_backward
 from d2ls_fast.ops._library import LIBRARY, define
 from d2ls_fast.ops._segmentation import (
     Compat,
     SegmentationSums,
-    cross_entropy_sum,
-    dice_sums,
+    plain_backward,
     segmentation_means,
+    segmentation_sums_definition,
 )
 from d2ls_fast.ops.classify import PrototypeReduction, check_classify
 from d2ls_fast.ops.refine import as_vectors
@@ -141,63 +138,6 @@ def segmentation_sums(
     return SegmentationSums(*sums, hyper.new_full((), target.numel()))
 
 
-def segmentation_sums_definition(
-    image: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    hyper: Tensor,
-    target: Tensor,
-    class_weights: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    prototypes: int,
-    reduction: str,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator in plain PyTorch, through the logits: cross-entropy, a sum; overlap, volume and count ``[K]``."""
-    _check_labels(target, hyper.shape[1] // prototypes, ignore_index)
-    logits = classify_definition(image, norm_weight, norm_bias, hyper, prototypes, reduction, eps)
-    logits = logits[..., : target.shape[1], : target.shape[2]]
-    with torch.autocast(image.device.type, enabled=False):
-        total = cross_entropy_sum(logits, target, class_weights, smoothing, ignore_index)
-        return (total, *dice_sums(logits, target, ignore_index))
-
-
-def plain_backward(
-    image: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    hyper: Tensor,
-    target: Tensor,
-    class_weights: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    prototypes: int,
-    reduction: str,
-    eps: float,
-    grad_cross_entropy: Tensor,
-    grad_overlap: Tensor,
-    grad_volume: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The backward formulas in PyTorch, for machines without the compiled extension; recomputes the forward."""
-    options, dtype = (prototypes, reduction, eps), hyper.dtype
-    logits = classify_definition(image.to(dtype), norm_weight, norm_bias, hyper, *options)
-    (height, width), (rows, columns) = target.shape[1:], logits.shape[2:]
-    p = logits[..., :height, :width].softmax(1)
-    k = p.shape[1]
-    weights = p.new_ones(k) if class_weights is None else class_weights
-    labelled = target != ignore_index
-    labels = target.where(labelled, 0)
-    truth = F.one_hot(labels, k).movedim(-1, 1).to(dtype)
-    own = (1 - smoothing) * weights[labels].unsqueeze(1)
-    every = smoothing / k * weights
-    grad = grad_cross_entropy * (p * (own + every.sum()) - own * truth - every.view(-1, 1, 1))
-    by_p = grad_volume.view(-1, 1, 1) + grad_overlap.view(-1, 1, 1) * truth
-    grad = (grad + p * (by_p - (p * by_p).sum(1, keepdim=True))) * labelled.unsqueeze(1)
-    grad = F.pad(grad, (0, columns - width, 0, rows - height))
-    return classify_plain_backward(image, norm_weight, norm_bias, hyper, grad, *options)
-
-
 def _check_target(target: Tensor, pixels: Tensor, grid: tuple[int, int]) -> None:
     if target.dtype != torch.int64:
         raise ValueError(f"segmentation_loss: target must be int64, got {target.dtype}")
@@ -229,15 +169,6 @@ def _check_sums(smoothing: float, class_weights: Tensor | None, classes: int, de
         raise ValueError(
             f"segmentation_loss: class_weights must be on the device of pixels, {device}, got {class_weights.device}"
         )
-
-
-def _check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    expected = f"target must hold classes from 0 to {classes - 1} or ignore_index {ignore_index}"
-    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
-    if torch.compiler.is_compiling() or target.device.type != "cpu":
-        torch._assert_async(~wrong.any(), expected)  # no wait for the device, no graph break
-    elif wrong.any():
-        raise ValueError(f"segmentation_loss: {expected}, got the label {int(target[wrong][0])}")
 
 
 # --- registration -------------------------------------------------------------------------------------------------

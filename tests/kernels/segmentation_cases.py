@@ -19,8 +19,9 @@ from accuracy import FLOOR, relative_error
 from torch import Tensor
 
 from d2ls_fast.backends import BackendError, backend
+from d2ls_fast.ops._segmentation import segmentation_sums_definition
 from d2ls_fast.ops.classify import PrototypeReduction
-from d2ls_fast.ops.segmentation_loss import segmentation_loss, segmentation_sums_definition
+from d2ls_fast.ops.segmentation_loss import segmentation_loss
 
 TENSORS = ("pixels", "norm_weight", "norm_bias", "hyper")
 NAMES = ("cross_entropy", "overlap", "volume", "count", *(f"grad_{name}" for name in TENSORS))

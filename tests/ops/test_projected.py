@@ -15,10 +15,10 @@ from torch import Tensor
 
 from d2ls_fast.backends import backend, backends
 from d2ls_fast.ops import attend_projected, refine_projected
+from d2ls_fast.ops._refine_projected import plain_backward as refine_backward
+from d2ls_fast.ops._refine_projected import refine_projected_definition
 from d2ls_fast.ops.attend_projected import attend_projected_definition
 from d2ls_fast.ops.attend_projected import plain_backward as attend_backward
-from d2ls_fast.ops.refine_projected import plain_backward as refine_backward
-from d2ls_fast.ops.refine_projected import refine_projected_definition
 
 KERNEL = "cpu" if backends()["cpu"] == "available" else "torch"
 ATTEND = ["pixels", "pixel_pe", "query", "key_weight", "value_weight"]

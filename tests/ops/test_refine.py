@@ -12,8 +12,9 @@ from torch import Tensor
 
 from d2ls_fast.backends import backend, backends
 from d2ls_fast.ops import refine, refine_attend
+from d2ls_fast.ops._refine import plain_backward
 from d2ls_fast.ops.refine import refine_definition
-from d2ls_fast.ops.refine_attend import plain_backward, refine_attend_definition
+from d2ls_fast.ops.refine_attend import refine_attend_definition
 
 KERNEL = "cpu" if backends()["cpu"] == "available" else "torch"
 LOW = ("pixels", "pixel_pe", "key", "value", "query")  # in the dtype of pixels; the vectors are float32

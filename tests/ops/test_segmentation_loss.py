@@ -12,7 +12,7 @@ from torch import Tensor
 from d2ls_fast.backends import backend, backends
 from d2ls_fast.nn.segmentation import dice_loss, soft_cross_entropy
 from d2ls_fast.ops import classify, segmentation_loss
-from d2ls_fast.ops.segmentation_loss import plain_backward, segmentation_sums_definition
+from d2ls_fast.ops._segmentation import plain_backward, segmentation_sums_definition
 
 KERNEL = "cpu" if backends()["cpu"] == "available" else "torch"
 NAMES = ["pixels", "norm_weight", "norm_bias", "hyper"]
