@@ -11,54 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ._tile_shapes import ClassifyTile, PyramidTile, RefineTile, StepTile, TileConfig
+
 # A chunk of fewer pixels would write more partial results than it reads pixels.
 MIN_CHUNK_PIXELS = 128
 BLOCK_J_LIMIT = 64
-
-
-@dataclass(frozen=True)
-class TileConfig:
-    """Tile of one kernel: pixels x channels of a score product (``block_c``) and of an output slice (``block_v``)."""
-
-    block_n: int
-    block_c: int
-    block_v: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
-class RefineTile:
-    """Tile of a refine kernel: rows of key and value in a block (a power of two), pixels of a tile.
-
-    All channels of the tile are on chip, for the norm.
-    """
-
-    block_j: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
-class ClassifyTile:
-    """Tile of a classify or segmentation kernel: pixels (of up to 256 channels) and class vectors in a block."""
-
-    block_n: int
-    block_j: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
-class PyramidTile:
-    """Tile of a pyramid kernel: pixels (at most one row of a coarse level in the backward) x channels."""
-
-    block_n: int
-    block_c: int
-    num_warps: int
-    num_stages: int
-
 
 PYRAMID_KERNELS = ("pyramid_sum", "pyramid_gather")
 # Both only move and add; 16-byte words of every lane and enough loads in flight is all they want.
@@ -68,16 +25,7 @@ _PYRAMID = {
     ("pyramid_gather", "half"): PyramidTile(16, 128, 4, 2),
     ("pyramid_gather", "ieee"): PyramidTile(16, 128, 4, 2),
 }
-
-
-@dataclass(frozen=True)
-class StepTile:
-    """Tile of the dictionary_step kernels: tokens x channels of a product, and the C that shared memory takes."""
-
-    block_r: int
-    block_c: int
-    num_warps: int
-    max_channels: int
+_STEP = StepTile(16, 64, 4, 1024)
 
 
 @dataclass(frozen=True)
@@ -90,7 +38,7 @@ class Architecture:
     refine: dict[tuple[str, str], RefineTile]
     classify: dict[tuple[str, str], ClassifyTile]
     pyramid: dict[tuple[str, str], PyramidTile] = field(default_factory=lambda: _PYRAMID)
-    step: StepTile = StepTile(16, 64, 4, 1024)
+    step: StepTile = _STEP
     # Of kind ``half``, for heads with more entries than rows in a block, where that tile would spill.
     divided: dict[str, RefineTile] = field(default_factory=dict)
 
