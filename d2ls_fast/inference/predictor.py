@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import os
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import d2ls_fast
 from d2ls_fast.errors import UserError
+from d2ls_fast.inference.arrays import map_arrays
 from d2ls_fast.inference.device import Result, computing, find_device, in_parts
 from d2ls_fast.inference.features import MEMORY, Features, FeatureStore
 from d2ls_fast.inference.mosaic import Layers, Mosaic, Window
@@ -33,11 +33,11 @@ from d2ls_fast.inference.scene_dictionary import (
 )
 from d2ls_fast.inference.scoring import WindowImage, WindowReader, scored, stacked
 from d2ls_fast.inference.share import Share
-from d2ls_fast.inference.sources import ArraySource, Source, has_data
+from d2ls_fast.inference.sources import Source
 from d2ls_fast.inference.tta import TTA
 from d2ls_fast.inference.windows import Axis, Blend, blend_weights, window_starts
 from d2ls_fast.models.base import STRIDE
-from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint
+from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, weights_digest
 from d2ls_fast.models.head import D2LSHead
 
 SMALLEST = 32  # the model's deepest map has stride 32
@@ -137,14 +137,10 @@ class Predictor:
 
     def identity(self) -> dict[str, Any]:
         """All that a map depends on besides the scene, as JSON values: the weights by their digest."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         options = [self.device.type, str(self.dtype), self._compiled, self.blend, *self._sizes]
         options += [str(self.tta), self.dictionary]
         versions = {"d2ls_fast": d2ls_fast.__version__, "torch": torch.__version__}
-        return {"weights": digest.hexdigest(), "card": asdict(self.card), "options": options, **versions}
+        return {"weights": weights_digest(self.model), "card": asdict(self.card), "options": options, **versions}
 
     @overload
     def predict(
@@ -191,32 +187,11 @@ class Predictor:
         Raises:
             UserError: the image is no image or images of the model's number of bands.
         """
-        images = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-        bands = len(self.card.mean)
-        if (
-            images.ndim not in (3, 4)
-            or images.shape[-3] != bands
-            or 0 in images.shape
-            or images.dtype.kind not in "buif"
-        ):
-            raise UserError(
-                f"image of shape {tuple(image.shape)} and type {image.dtype}: "
-                f"the model takes real numbers [{bands}, height, width], or a batch of such images"
-            )
-        size = (*images.shape[:-3], *images.shape[-2:])
-        labels = np.empty(size, dtype=np.uint8)
-        confidence = np.empty(size if return_confidence else 0, dtype=np.float32)
-        for place in np.ndindex(images.shape[:-3]):
-            source = ArraySource(images[place], has_data(images[place], [nodata] * bands))
-            for rows in self.rows(source, Layers(confidence=return_confidence), progress):
-                part = (*place, slice(rows.start, rows.start + len(rows.labels)))
-                labels[part] = rows.labels
-                if rows.confidence is not None:
-                    confidence[part] = rows.confidence
-        if isinstance(image, Tensor):
-            labels_tensor, confidence_tensor = torch.from_numpy(labels), torch.from_numpy(confidence)
-            return (labels_tensor, confidence_tensor) if return_confidence else labels_tensor
-        return (labels, confidence) if return_confidence else labels
+
+        def rows(source: Source) -> Iterator[MapRows]:
+            return self.rows(source, Layers(confidence=return_confidence), progress)
+
+        return map_arrays(image, len(self.card.mean), nodata, return_confidence, rows)
 
     def axes(self, source: Source) -> tuple[Axis, Axis]:
         """The rows and the columns of windows that ``source`` is cut into."""

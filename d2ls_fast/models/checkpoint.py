@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
@@ -101,6 +102,15 @@ def load_checkpoint(
     _check_weights(path, model, tensors)
     model.load_state_dict(tensors)
     return model.to(device).eval(), card
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of a model's weights and buffers, wherever they are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _read_card(text: str, origin: str) -> ModelCard:
