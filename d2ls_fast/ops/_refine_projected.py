@@ -35,6 +35,7 @@ def refine_projected_definition(
     norm_bias: Tensor,
     num_heads: int,
     eps: float,
+    *,
     attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention_definition,
 ) -> Tensor:
     """The operator in plain PyTorch: products in the dtype of pixels, softmax and norm in float32 (float64)."""

@@ -71,7 +71,7 @@ def refine_projected(
     if name == "reference":
         return refine_projected_definition(*arguments)
     if name == "torch":
-        return refine_projected_definition(*arguments, sdpa)
+        return refine_projected_definition(*arguments, attention=sdpa)
     refined: Tensor = torch.ops.d2ls_fast.refine_projected(*arguments)
     return refined
 
