@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "cpu/kernels.h"
+#include "cpu/pyramid_host.h"
 #include "cpu/pyramid_taps.h"
 
 namespace d2ls {
@@ -16,89 +17,6 @@ constexpr int64_t kTaskChannels = 128;
 constexpr int64_t kBandPixels = 2048;
 
 const PyramidKernels& kernels() { return chosen_kernels().pyramid; }
-
-PyramidShape shape_of(const PyramidInputs& in) {
-  const PyramidLevel& finest = in.levels.front();
-  return {in.channels, round_up(in.channels, kernels().lanes), finest.height, finest.width, in.dtype};
-}
-
-int64_t scratch_of(const PyramidInputs& in, const PyramidShape& shape) {
-  int64_t widest = 0;
-  for (const PyramidLevel& level : in.levels) {
-    widest = std::max(widest, level.channels);
-  }
-  return kernels().scratch(shape, widest);
-}
-
-// The weights of all levels in float32: transposed to [c, Cp], or as they are with rows padded to [C, cp].
-class Weights {
- public:
-  Weights(const PyramidInputs& in, const PyramidShape& shape, bool transposed, const Parallel& parallel) {
-    int64_t total = 0;
-    for (const PyramidLevel& level : in.levels) {
-      starts_.push_back(total);
-      total += transposed ? level.channels * shape.padded : in.channels * round_up(level.channels, kernels().lanes);
-    }
-    memory_ = std::make_unique<Buffer>(total);
-    parallel(static_cast<int64_t>(in.levels.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        (transposed ? pack_transposed : pack)(in, in.levels[i], shape, memory_->get() + starts_[i]);
-      }
-    });
-  }
-  const float* operator[](int64_t level) const { return memory_->get() + starts_[level]; }
-
- private:
-  static void pack(const PyramidInputs& in, const PyramidLevel& level, const PyramidShape&, float* to) {
-    const int64_t stride = round_up(level.channels, kernels().lanes);
-    for (int64_t row = 0; row < in.channels; ++row, to += stride) {
-      kernels().widen(in.dtype, level.weight, row * level.channels, to, level.channels);
-      std::fill(to + level.channels, to + stride, 0.0f);
-    }
-  }
-  static void pack_transposed(const PyramidInputs& in, const PyramidLevel& level, const PyramidShape& shape, float* to) {
-    constexpr int64_t kBlock = 16;  // a cache line of every row at a time
-    float line[kBlock];
-    for (int64_t c = 0; c < level.channels; c += kBlock) {
-      const int64_t count = std::min(kBlock, level.channels - c);
-      for (int64_t row = 0; row < shape.padded; ++row) {
-        std::fill(line, line + kBlock, 0.0f);
-        if (row < in.channels) {
-          kernels().widen(in.dtype, level.weight, row * level.channels + c, line, count);
-        }
-        for (int64_t i = 0; i < count; ++i) {
-          to[(c + i) * shape.padded + row] = line[i];
-        }
-      }
-    }
-  }
-
-  std::vector<int64_t> starts_;
-  std::unique_ptr<Buffer> memory_;
-};
-
-// The products of the coarse levels, or their gradients: [B, h_i w_i, Cp] each.
-class Coarse {
- public:
-  Coarse(const PyramidInputs& in, const PyramidShape& shape) {
-    int64_t total = 0;
-    for (size_t i = 1; i < in.levels.size(); ++i) {
-      total += in.batch * in.levels[i].pixels() * shape.padded;
-    }
-    memory_ = std::make_unique<Buffer>(total);
-    float* at = memory_->get();
-    for (size_t i = 1; i < in.levels.size(); ++i) {
-      const PyramidLevel& level = in.levels[i];
-      levels.push_back({level.height, level.width, at, nullptr, nullptr, nullptr, nullptr});
-      at += in.batch * level.pixels() * shape.padded;
-    }
-  }
-  int64_t count() const { return static_cast<int64_t>(levels.size()); }
-  std::vector<PyramidCoarse> levels;
-
- private:
-  std::unique_ptr<Buffer> memory_;
-};
 
 struct Task {
   int64_t level;
@@ -136,7 +54,7 @@ std::vector<Task> gradient_tasks(const PyramidInputs& in) {
   return tasks;
 }
 
-void gather_coarse(const PyramidInputs& in, const PyramidShape& shape, const void* grad_fused, Coarse* coarse,
+void gather_coarse(const PyramidInputs& in, const PyramidShape& shape, const void* grad_fused, CoarseMaps* coarse,
                    const Parallel& parallel) {
   std::vector<std::unique_ptr<PyramidGathers>> tables;
   for (PyramidCoarse& level : coarse->levels) {
@@ -168,10 +86,10 @@ void gather_coarse(const PyramidInputs& in, const PyramidShape& shape, const voi
 }  // namespace
 
 void pyramid_forward(const PyramidInputs& in, const float* bias, void* fused, const Parallel& parallel) {
-  const PyramidShape shape = shape_of(in);
-  const Weights weights(in, shape, true, parallel);
-  const int64_t scratch_floats = scratch_of(in, shape);
-  Coarse coarse(in, shape);
+  const PyramidShape shape = pyramid_shape(in);
+  const PyramidWeights weights(in, shape, true, parallel);
+  const int64_t scratch_floats = pyramid_scratch(in, shape);
+  CoarseMaps coarse(in, shape);
   const std::vector<Task> tasks = product_tasks(in);
   const int64_t count = tasks.size();
   parallel_tasks(parallel, count, [&](const Next& next) {
@@ -200,18 +118,18 @@ void pyramid_forward(const PyramidInputs& in, const float* bias, void* fused, co
 }
 
 void pyramid_backward(const PyramidInputs& in, const void* grad_fused, float* grad_bias, const Parallel& parallel) {
-  const PyramidShape shape = shape_of(in);
-  Coarse coarse(in, shape);
+  const PyramidShape shape = pyramid_shape(in);
+  CoarseMaps coarse(in, shape);
   gather_coarse(in, shape, grad_fused, &coarse, parallel);
 
-  const Weights weights(in, shape, false, parallel);
+  const PyramidWeights weights(in, shape, false, parallel);
   const std::vector<Task> tasks = gradient_tasks(in);
   std::vector<int64_t> starts{0};  // of the tasks' partial gradients: the channels of the part, and one row for the bias
   for (const Task& task : tasks) {
     starts.push_back(starts.back() + (task.part.last_channel - task.part.first_channel + 1) * shape.padded);
   }
   const Buffer partials(starts.back());
-  const int64_t scratch_floats = scratch_of(in, shape);
+  const int64_t scratch_floats = pyramid_scratch(in, shape);
   const int64_t count = tasks.size();
   parallel_tasks(parallel, count, [&](const Next& next) {
     const Buffer scratch(scratch_floats);
