@@ -38,6 +38,7 @@ from d2ls_fast.inference.tta import TTA
 from d2ls_fast.inference.windows import Axis, Blend, blend_weights, window_starts
 from d2ls_fast.models.base import STRIDE
 from d2ls_fast.models.checkpoint import ModelCard, load_checkpoint, weights_digest
+from d2ls_fast.models.graphed import Graphs
 from d2ls_fast.models.head import D2LSHead
 
 SMALLEST = 32  # the model's deepest map has stride 32
@@ -59,7 +60,10 @@ class Predictor:
             images ``[B, bands, h, w]``; it is moved to ``device`` and set to evaluation mode.
         device: where the model runs; ``auto`` takes a GPU if there is one.
         dtype: ``torch.float32``, or ``torch.bfloat16`` / ``torch.float16`` for mixed precision.
-        compile: run the model through ``torch.compile``: slow at first, faster afterwards on a GPU.
+        compile: True runs the model through ``torch.compile``: slow at first, faster afterwards on a GPU. ``"graph"``
+            captures it in a CUDA graph for every shape of batch that it meets and replays it
+            (:class:`~d2ls_fast.models.graphed.Graphs`); beyond eight shapes, which test-time augmentation at several
+            scales can have, it is run as without.
         window: side of a window in model pixels, at least 32; by default that of the training crops, to whose view
             dictionary and positional encoding are used.
         overlap: pixels that neighbouring windows share at least; by default three eighths of the window, rounded up
@@ -86,7 +90,7 @@ class Predictor:
         checkpoint: str | os.PathLike[str] | tuple[nn.Module, ModelCard],
         device: str | torch.device = "auto",
         dtype: torch.dtype = torch.float32,
-        compile: bool = False,
+        compile: bool | Literal["graph"] = False,
         *,
         window: int | None = None,
         overlap: int | None = None,
@@ -103,7 +107,9 @@ class Predictor:
         self.tta = TTA(tta, tta_merge)
         self.device, self.dtype = find_device(device), dtype
         self.model = model.to(self.device).eval()
-        self._scores: Callable[[Tensor], Tensor] = torch.compile(self.model) if compile else self.model
+        if compile == "graph":
+            _check_graph(self.device)
+        self._scores = _compiled_scores(self.model, compile)
         self.blend, self._compiled = blend, compile
         self.dictionary, self.features, self.feature_memory = dictionary, features, MEMORY
         for name, value, known in (("dictionary", dictionary, DictionaryOf), ("features", features, Features)):
@@ -113,7 +119,9 @@ class Predictor:
         if dictionary == "scene":
             check_scene_dictionary(self.model, self.tta, self.window, self.overlap)
             backbone: Any = self.model.backbone
-            self._backbone: Callable[[Tensor], Sequence[Tensor]] = torch.compile(backbone) if compile else backbone
+            self._backbone: Callable[[Tensor], Sequence[Tensor]] = backbone
+            if compile:
+                self._backbone = Graphs(backbone) if compile == "graph" else torch.compile(backbone)
 
     def resize(self, window: int | None, overlap: int | None, batch: int | None) -> None:
         """Take these windows and batches from now on; the defaults are the constructor's.
@@ -314,6 +322,18 @@ class Predictor:
         self.batch = max(1, min(self.batch, count // 2))
         self.tta.batch = max(1, self.tta.batch // 2)
         return self.batch
+
+
+def _check_graph(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise UserError(f"compile 'graph': a CUDA graph needs a GPU, the device is {device}; take True or False")
+
+
+def _compiled_scores(model: nn.Module, how: bool | str) -> Callable[[Tensor], Tensor]:
+    if how != "graph":
+        return torch.compile(model) if how else model
+    graphs = Graphs(lambda images: [model(images)])
+    return lambda images: graphs(images)[0]
 
 
 def _default_overlap(window: int) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from graph_stand_in import standing_in
 from torch import Tensor, nn
 
 from d2ls_fast.errors import UserError
@@ -271,3 +274,23 @@ def test_a_compiled_model_gives_the_same_labels(card: ModelCard, make_image: Any
     options: dict[str, Any] = {"window": 64, "overlap": 16, "batch": 1}
     plain, compiled = (Predictor((model, card), compile=each, **options).predict(image) for each in (False, True))
     assert (plain != compiled).mean() < 0.01
+
+
+@pytest.mark.parametrize("dictionary", ["window", "scene"])
+def test_replayed_graphs_give_the_same_labels(card: ModelCard, make_image: Any, dictionary: Any) -> None:
+    """Real graphs where PyTorch sees a GPU; elsewhere they are recorded and replayed on the CPU."""
+    model = create_model("mobilenetv3_small_050", 4, embed_dim=32, num_heads=2, stages=1)
+    image = make_image(100, 160)
+    options: dict[str, Any] = {"window": 64, "overlap": 32, "batch": 3, "dictionary": dictionary}
+    plain = Predictor((model, card), **options).predict(image)
+    with ExitStack() as stack:
+        if not torch.cuda.is_available():
+            stack.enter_context(standing_in())
+            stack.enter_context(patch("d2ls_fast.inference.predictor._check_graph", lambda device: None))
+        graphed = Predictor((model, card), compile="graph", **options).predict(image)
+    assert np.array_equal(plain, graphed) and len(np.unique(plain)) > 1
+
+
+def test_a_graph_without_a_gpu_is_refused(card: ModelCard) -> None:
+    with pytest.raises(UserError, match="compile 'graph': a CUDA graph needs a GPU, the device is cpu"):
+        Predictor((create_model("resnet18", 4), card), "cpu", compile="graph")
