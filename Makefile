@@ -3,6 +3,7 @@
 # make bench   time everything against its baselines and renew benchmarks/results/ (about an hour on two cores)
 # make resources   compile every Triton configuration that changed, for every GPU, and renew the table of what it takes
 # make resources-cuda   compile the CUDA kernels for every GPU and renew the table of what they take (needs nvcc)
+# make gpu   on a machine with a GPU: build, test, measure against the aims, sanitize, read counters (docs/gpu.md)
 # make sanitize   the C++ kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (g++ on Linux)
 # make other-torch TORCH=2.13.0   the built extension, not rebuilt, under another torch
 # Both build .venv/ first; they need Python 3.11 or newer, a C++ compiler and the package registry.
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint format bench resources resources-cuda sanitize other-torch clean
+.PHONY: demo test lint format bench resources resources-cuda gpu sanitize other-torch clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -51,6 +52,10 @@ resources: $(READY)
 # About a minute on two cores; CUDA_HOME names the toolkit where PATH does not. Fails where a hot kernel spills.
 resources-cuda: $(READY)
 	$(BIN)/python -m d2ls_fast.benchmarks.cuda_resources
+
+# Makes no environment: the PyTorch that sees the GPU is there already, and a network may not be. STEPS="build bench" selects.
+gpu:
+	bash benchmarks/gpu.sh
 
 # A build of its own, tried with every instruction set this processor has. What is compiled by torch or run by Triton is
 # not ours to sanitize; leaks are Python's. Python itself is not instrumented, so the runtime comes first by LD_PRELOAD.

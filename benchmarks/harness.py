@@ -1,11 +1,13 @@
 """Times variants of one computation against each other and refuses to time a wrong one.
 
-Every variant is first compared with the definition in float64. Then all are timed in turns (A B C A B C ...), so that a
-machine that slows down or speeds up does so for all of them; medians and the 20th and 80th percentiles are reported.
+Every variant is first compared with the definition in higher precision. Then all are timed in turns (A B C A B C ...),
+so that a machine that slows down or speeds up does so for all of them; medians and the 20th and 80th percentiles are
+reported. On a GPU events are timed, and every run starts with a cold L2 cache.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +33,8 @@ class Variant:
     """One way to compute a case. ``run`` returns the tensors that are compared with the definition's.
 
     ``judge`` replaces the case's, and ``facts`` are further columns of the variant's line, such as its parameters. A
-    ``dispensable`` one is somebody else's: where its result is wrong the others are timed without it.
+    ``dispensable`` one is somebody else's or not there everywhere: where its result is wrong or it fails, the others
+    are timed without it.
     """
 
     name: str
@@ -106,15 +109,15 @@ def run_case(case: Case, device: str, limits: Limits, repeats: int, progress: Pr
     """Check and time every variant of a case; :func:`run_cases` also weighs them.
 
     Raises:
-        WrongResult: a variant differs from the float64 definition by more than it may. A dispensable one is left out
-            instead, and the baseline's row says so.
+        WrongResult: a variant differs from the definition by more than it may. A dispensable one is left out instead,
+            as where it fails, and the baseline's row says so.
     """
     truth = [t.double() for t in case.truth()]
     baseline, *others = case.variants
     limit = case.tolerance * BASELINE_MARGIN
     errors = {baseline.name: _error(baseline, truth, case, limit) if baseline.checked else None}
     limit = max(case.tolerance, 2 * (errors[baseline.name] or 0.0))
-    variants, left_out = [baseline], []
+    variants, wrong, failed = [baseline], [], []
     for variant in others:
         try:
             errors[variant.name] = _error(variant, truth, case, limit) if variant.checked else None
@@ -122,9 +125,13 @@ def run_case(case: Case, device: str, limits: Limits, repeats: int, progress: Pr
         except WrongResult:
             if not variant.dispensable:
                 raise
-            left_out.append(variant.name)
-    if left_out:
-        variants[0] = replace(baseline, facts={**baseline.facts, "wrong, not timed": ", ".join(left_out)})
+            wrong.append(variant.name)
+        except Exception as error:  # a compiler's, of memory, or of a back end that cannot serve the call
+            if not variant.dispensable:
+                raise
+            failed.append(f"{variant.name} ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
+    left_out = {"wrong, not timed": ", ".join(wrong), "failed, not timed": ", ".join(failed)}
+    variants[0] = replace(baseline, facts={**baseline.facts, **{key: text for key, text in left_out.items() if text}})
     times: dict[str, list[float]] = {v.name: [] for v in variants}
     task = progress.add_task(f"{case.name}, {case.setting}", total=repeats) if progress else None
     for repeat in range(repeats + 2):
@@ -182,6 +189,7 @@ def _error(variant: Variant, truth: Sequence[Tensor], case: Case, limit: float) 
 
 def _time(run: Callable[[], object], device: str) -> float:
     if device == "cuda":
+        _empty_cache()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()
@@ -191,6 +199,16 @@ def _time(run: Callable[[], object], device: str) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
+
+
+@functools.cache
+def _flushing() -> Tensor:
+    return torch.empty(2 * torch.cuda.get_device_properties().L2_cache_size, dtype=torch.uint8, device="cuda")
+
+
+def _empty_cache() -> None:
+    """Leave nothing of the last run in the GPU's L2 cache; while it is overwritten, the next launches queue up."""
+    _flushing().zero_()
 
 
 def run_cases(cases: Sequence[Case], device: str, limits: Limits, repeats: int, console: Console) -> list[Row]:

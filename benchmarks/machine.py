@@ -39,8 +39,9 @@ def _processor() -> str:
     return f"{names[0]}, {os.cpu_count()} cores seen" if names else platform.machine()
 
 
-def copy_bandwidth(device: str, megabytes: int = 256) -> float:
+def copy_bandwidth(device: str, megabytes: int | None = None) -> float:
     """Bytes a second, read and write together, of the best of several plain copies."""
+    megabytes = megabytes or (2048 if device == "cuda" else 256)
     source = torch.empty(megabytes * 2**20 // 4, device=device).fill_(1.0)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
@@ -57,9 +58,15 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int | None = None) -> flo
 def _best(run: Any, device: str, repeats: int = 5) -> float:
     times = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
         if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1e3)
+        else:
+            begin = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin)
     return min(times[1:])

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from d2ls_fast import ops
-from d2ls_fast.backends import backend
+from d2ls_fast.backends import _REGISTRY, Call, backend, backends
 from d2ls_fast.ops.dictionary_step import Entries, Look, Update
 
 EPS = 1e-5
+DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
+# The back ends made of kernels that work here on tensors; Triton's interpreter is tested elsewhere.
+KERNELS = [n for n in DEVICES if backends()[n] == "available" and (n == "cpu" or torch.cuda.is_available())]
 
 
 class Size(NamedTuple):
@@ -161,6 +164,12 @@ OPERATORS = {
         ("pixels",),
     ),
 }
+
+
+def served(name: str, operator: str, size: Size, dtype: torch.dtype) -> bool:
+    """Whether the back end takes such a call."""
+    entries = 0 if operator in ("attend", "dictionary_step") else size.entries
+    return _REGISTRY[name].supports(Call(operator, DEVICES[name], dtype, size.channels, entries)).ok
 
 
 def tensors_of(name: str, size: Size, dtype: torch.dtype, device: str) -> Tensors:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from d2ls_fast.benchmarks.cases import (
     attend,
+    bare,
     contrast,
     dictionary_step,
     fuse_pyramid,
@@ -23,7 +24,7 @@ from d2ls_fast.benchmarks.harness import Case
 
 __all__ = ["LEVELS", "Sizes", "head_cases"]
 
-_OPERATORS = (attend, segmentation_loss, fuse_pyramid, contrast, dictionary_step, projected)
+_OPERATORS = (attend, bare, segmentation_loss, fuse_pyramid, contrast, dictionary_step, projected)
 
 
 def operator_cases(sizes: Sizes) -> list[Case]:

@@ -46,7 +46,7 @@ class _BareProducts(nn.Module):
 
 def cases(sizes: Sizes) -> list[Case]:
     """attend inside the stage it serves: dictionary in, next dictionary out, projections and norm included."""
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     torch.manual_seed(0)
     module = AlternatingCrossAttention(EMBED, HEADS, stages=1, alternating=False, final_attention=False)
     module = module.to(sizes.device, sizes.dtype)
@@ -101,5 +101,8 @@ def _bare_attend(sizes: Sizes, pixels: Tensor, pixel_pe: Tensor, rows: Tensor, p
 
     floor = Variant("floor: two bare products", lambda: [rows @ pixels.transpose(1, 2) @ pixels], checked=False)
     # The definition of this operator is already folded: reference and torch are one.
-    variants = [floor, *(v for v in standard_variants(compute) if not v.name.startswith("reference"))]
+    variants = [
+        floor,
+        *(v for v in standard_variants(compute, sizes.device, True) if not v.name.startswith("reference")),
+    ]
     return Case("attend, operator only", str(sizes), truth, variants, TOLERANCE[sizes.dtype], traffic, 2 * product)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_fast.backends import backend as using
+from d2ls_fast.backends import preferring
 from d2ls_fast.benchmarks.harness import Case, Variant
+from d2ls_fast.models.graphed import Graphs
 
 # Largest error against float64, relative to the largest value. Compiled and fused forms sum in other orders.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -37,6 +39,15 @@ class Sizes:
     def pixels(self) -> int:
         return (self.size // 4) ** 2
 
+    @property
+    def precise(self) -> torch.dtype:
+        """Of the definition: float64, but float32 for half precision on a GPU, whose memory large cases would fill."""
+        return torch.float32 if self.device == "cuda" and self.dtype != torch.float32 else torch.float64
+
+    def generator(self, seed: int = 0) -> torch.Generator:
+        """Where the tensors are: drawing gigabytes elsewhere takes longer than all the rest."""
+        return torch.Generator(self.device).manual_seed(seed)
+
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"B={self.batch} {self.size}x{self.size} K={self.num_classes} L={self.stages} {dtype} {self.device}"
@@ -53,18 +64,51 @@ def under(backend: str, compute: Compute) -> Compute:
     return run
 
 
-def standard_variants(compute: Compute) -> list[Variant]:
-    """The five ways every module can be computed; the first is the baseline."""
+def standard_variants(compute: Compute, device: str = "cpu", inference: bool = False) -> list[Variant]:
+    """The ways every module can be computed; the first is the baseline.
+
+    On a GPU also with the kernels of Triton and of CUDA, wherever there are any, and in ``inference`` as CUDA graphs.
+    """
     variants = [Variant("reference eager", under("reference", compute))]
     variants.append(Variant("reference compiled", under("reference", torch.compile(compute)), dispensable=True))
+    if device == "cuda" and inference:
+        variants.append(Variant("reference, CUDA graph", replayed(under("reference", compute)), dispensable=True))
     variants.append(Variant("folded eager", under("torch", compute)))
     variants.append(Variant("folded compiled", under("torch", torch.compile(compute)), dispensable=True))
-    variants.append(Variant("fused", under("auto", compute)))
+    return [*variants, *fused_variants(compute, device, inference)]
+
+
+def fused_variants(compute: Compute, device: str = "cpu", inference: bool = False) -> list[Variant]:
+    variants = [Variant("fused", under("auto", compute))]
+    if device == "cuda":
+        by_kernels = {f"fused, {name}": first(name, compute) for name in ("triton", "cuda")}
+        variants += [Variant(name, run, dispensable=True) for name, run in by_kernels.items()]
+        if inference:
+            by_kernels["fused"] = under("auto", compute)
+            graphs = {f"{name}, CUDA graph": replayed(run) for name, run in by_kernels.items()}
+            variants += [Variant(name, run, dispensable=True) for name, run in graphs.items()]
     return variants
 
 
+def first(backend: str, compute: Compute) -> Compute:
+    """``compute`` with the kernels of ``backend``, and with Triton's where it has none."""
+
+    def run() -> Sequence[Tensor]:
+        with preferring("cuda", backend, "triton"):
+            return compute()
+
+    return run
+
+
+def replayed(compute: Compute, device: str = "cuda") -> Compute:
+    """``compute``, captured in a CUDA graph at the first call and replayed from then on."""
+    graphs = Graphs(lambda _: compute(), copied=False)
+    # Its inputs are in the closure: what the graph copies in is empty.
+    return lambda: graphs(torch.empty(0, device=device))
+
+
 def random(generator: torch.Generator, sizes: Sizes, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator).to(sizes.device, sizes.dtype)
+    return torch.randn(*shape, generator=generator, device=generator.device).to(sizes.dtype)
 
 
 def forward(module: nn.Module, call: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Compute:
@@ -78,17 +122,39 @@ def forward(module: nn.Module, call: Callable[..., Sequence[Tensor]], inputs: Se
 def with_backward(module: nn.Module, call: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Compute:
     """Results, then the gradients of every input: the loss is the sum of products with fixed random tensors."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    drawn: list[Tensor] = []
+
+    @torch.compiler.disable
+    def weights(outputs: Sequence[Tensor]) -> list[Tensor]:
+        if not drawn:  # once, in the first call, which is not timed
+            generator = torch.Generator(outputs[0].device).manual_seed(1)
+            drawn.extend(torch.randn(o.shape, generator=generator, device=o.device).to(o) for o in outputs)
+        return drawn
 
     def compute() -> Sequence[Tensor]:
         outputs = call(module, *leaves)
-        generator = torch.Generator().manual_seed(1)
-        weights = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
-        torch.autograd.backward(outputs, weights)
+        torch.autograd.backward(outputs, weights(outputs))
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
         for leaf in leaves:
             leaf.grad = None
         module.zero_grad(set_to_none=True)
         return [*(o.detach() for o in outputs), *gradients]
+
+    return compute
+
+
+def definition(
+    mode: Callable[..., Compute],
+    module: nn.Module,
+    call: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    sizes: Sizes,
+) -> Compute:
+    """What is right, made when it is asked for."""
+
+    def compute() -> Sequence[Tensor]:
+        precise = copy.deepcopy(module).to(sizes.precise)
+        return under("reference", mode(precise, call, [t.to(sizes.precise) for t in inputs]))()
 
     return compute
 
@@ -104,13 +170,11 @@ def cases_for(
     both_cost: tuple[int, int] = (0, 0),
 ) -> list[Case]:
     """A forward case and a forward + backward case; costs are (bytes moved, operations) of the fused form."""
-    precise = copy.deepcopy(module).double()
-    wide = [t.double() for t in inputs]
     cases = []
     for suffix, mode, cost in (("forward", forward, forward_cost), ("forward + backward", with_backward, both_cost)):
-        variants = standard_variants(mode(module, call, inputs))
+        variants = standard_variants(mode(module, call, inputs), sizes.device, inference=mode is forward)
         if extra is not None:
             variants[1:1] = extra(mode)
-        truth = under("reference", mode(precise, call, wide))
+        truth = definition(mode, module, call, inputs, sizes)
         cases.append(Case(f"{name} {suffix}", str(sizes), truth, variants, TOLERANCE[sizes.dtype], *cost))
     return cases

@@ -11,10 +11,10 @@ from d2ls_fast.benchmarks.cases.common import (
     EMBED,
     TOLERANCE,
     Sizes,
+    definition,
     forward,
     random,
     standard_variants,
-    under,
     with_backward,
 )
 from d2ls_fast.benchmarks.harness import Case
@@ -22,9 +22,9 @@ from d2ls_fast.nn.contrast import PixelDictionaryInfoNCE, RatioContrastiveLoss
 
 
 def cases(sizes: Sizes) -> list[Case]:
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     n, k, c = sizes.pixels, sizes.num_classes, EMBED
-    target = torch.randint(0, k, (sizes.batch, n), generator=generator).to(sizes.device)
+    target = torch.randint(0, k, (sizes.batch, n), generator=generator, device=sizes.device)
     dictionary = random(generator, sizes, sizes.batch, k, c)
     # Features near their entry, as in training: gradients of random ones would cancel to rounding errors.
     own = dictionary.gather(1, target.unsqueeze(-1).expand(-1, -1, c))
@@ -55,9 +55,9 @@ def _cases(
 ) -> list[Case]:
     """A forward and a forward + backward case; the definition has no folded form."""
     built = []
-    wide = [t.double() for t in inputs]
     for suffix, mode, cost in zip(("forward", "forward + backward"), (forward, with_backward), costs, strict=True):
-        variants = [v for v in standard_variants(mode(module, call, inputs)) if not v.name.startswith("folded")]
-        truth = under("reference", mode(module, call, wide))
+        variants = standard_variants(mode(module, call, inputs), sizes.device, inference=mode is forward)
+        variants = [v for v in variants if not v.name.startswith("folded")]
+        truth = definition(mode, module, call, inputs, sizes)
         built.append(Case(f"{name} {suffix}", str(sizes), truth, variants, TOLERANCE[sizes.dtype], *cost))
     return built

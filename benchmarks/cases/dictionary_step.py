@@ -15,7 +15,7 @@ from d2ls_fast.nn.interaction import AlternatingCrossAttention, InteractionStage
 
 def cases(sizes: Sizes) -> list[Case]:
     """From attend's context to the next dictionary and the folded rows of the next pass, forward and backward."""
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     torch.manual_seed(0)
     b, k, c = sizes.batch, sizes.num_classes, EMBED
     module = AlternatingCrossAttention(c, HEADS, stages=1).to(sizes.device, sizes.dtype)

@@ -16,7 +16,7 @@ CHANNELS = (96, 192, 384, 768)
 
 def cases(sizes: Sizes) -> list[Case]:
     """The neck, forward and forward + backward; the reference concatenates, the folded form composes the products."""
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     torch.manual_seed(0)
     neck = PyramidNeck(CHANNELS, EMBED).to(sizes.device, sizes.dtype)
     grids = [(sizes.size // stride) ** 2 for stride in (4, 8, 16, 32)]

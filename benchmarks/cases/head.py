@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,11 +16,11 @@ from d2ls_fast.benchmarks.cases.common import (
     TOLERANCE,
     Sizes,
     cases_for,
+    fused_variants,
     random,
     standard_variants,
-    under,
 )
-from d2ls_fast.benchmarks.harness import Case, Variant
+from d2ls_fast.benchmarks.harness import Case
 from d2ls_fast.models.head import D2LSHead
 
 
@@ -32,7 +33,7 @@ def feature_maps(generator: torch.Generator, sizes: Sizes, channels: Sequence[in
 
 def head_cases(sizes: Sizes) -> list[Case]:
     """The interaction alone, the classifier alone, and the whole head from four feature maps to logits or labels."""
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     torch.manual_seed(0)
     channels = [96, 192, 384, 768]
     head = D2LSHead(channels, sizes.num_classes, EMBED, HEADS, sizes.stages).to(sizes.device, sizes.dtype).eval()
@@ -51,9 +52,20 @@ def head_cases(sizes: Sizes) -> list[Case]:
 
     image, logits = sizes.batch * sizes.pixels * EMBED, sizes.batch * sizes.num_classes * 16 * sizes.pixels
     traffic, product = image * pixels.element_size() + 4 * logits, 2 * image * sizes.num_classes
+    stages, tokens, rows = sizes.stages, image * pixels.element_size(), 2 * image * HEADS * sizes.num_classes
     features = feature_maps(generator, sizes, channels)
     return [
-        *cases_for("interaction", sizes, head.interaction, interaction, [pixels, dictionary]),
+        *cases_for(
+            "interaction",
+            sizes,
+            head.interaction,
+            interaction,
+            [pixels, dictionary],
+            # L + 1 reads and L writes of the pixels, the encoding beside every read; two products a look or an update.
+            forward_cost=((2 * stages + 1) * tokens + (stages + 1) * pixel_pe.nbytes, (2 * stages + 1) * 2 * rows),
+            # Backward: pixels and their gradient read, the gradient written; 5 products a look, 6 an update.
+            both_cost=((5 * stages + 4) * tokens, (4 * stages + 2 + 5 * (stages + 1) + 6 * stages) * rows),
+        ),
         *cases_for(
             "classify to logits",
             sizes,
@@ -73,8 +85,12 @@ def _head_to_labels(sizes: Sizes, head: D2LSHead, features: list[Tensor]) -> Cas
 
     Labels jump where two classes tie, so what is compared is the exact logit of the class that was chosen.
     """
-    with using("reference"), torch.no_grad():
-        exact = copy.deepcopy(head).double()([f.double() for f in features]).logits
+
+    @functools.cache
+    def exact() -> Tensor:
+        with using("reference"), torch.no_grad():
+            logits: Tensor = copy.deepcopy(head).to(sizes.precise)([f.to(sizes.precise) for f in features]).logits
+        return logits
 
     def by_logits() -> Sequence[Tensor]:
         with torch.no_grad():
@@ -84,14 +100,14 @@ def _head_to_labels(sizes: Sizes, head: D2LSHead, features: list[Tensor]) -> Cas
         with torch.no_grad():
             return [head.predict(features, (sizes.size, sizes.size), return_confidence=False)[0]]
 
-    variants = [v for v in standard_variants(by_logits) if v.name != "fused"]
-    variants.append(Variant("fused", under("auto", directly)))
+    variants = [v for v in standard_variants(by_logits, sizes.device, True) if not v.name.startswith("fused")]
+    variants += fused_variants(directly, sizes.device, inference=True)
     tolerance = TOLERANCE[sizes.dtype]
     return Case(
         "head to labels",
         str(sizes),
-        lambda: [exact.amax(1)],
+        lambda: [exact().amax(1)],
         variants,
         tolerance,
-        judge=lambda labels: [exact.gather(1, labels[0].long().unsqueeze(1)).squeeze(1)],
+        judge=lambda labels: [exact().gather(1, labels[0].long().unsqueeze(1)).squeeze(1)],
     )

@@ -23,7 +23,7 @@ def cases(sizes: Sizes) -> list[Case]:
     torch.manual_seed(0)
     options = {"embed_dim": EMBED, "num_heads": HEADS, "depth": sizes.stages}
     head = official_head(channels, sizes.num_classes, **options).to(sizes.device, sizes.dtype)
-    maps = feature_maps(torch.Generator().manual_seed(0), sizes, channels)
+    maps = feature_maps(sizes.generator(), sizes, channels)
     return [
         _case("official head forward", sizes, head.eval(), forward, maps),
         _case("official head training, forward + backward", sizes, copy.deepcopy(head).train(), with_backward, maps),

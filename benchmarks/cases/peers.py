@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2ls_fast.backends import backend as using
-from d2ls_fast.benchmarks.cases.common import TOLERANCE, Sizes, under
+from d2ls_fast.benchmarks.cases.common import TOLERANCE, Sizes, random, under
 from d2ls_fast.benchmarks.harness import Case, Variant
 from d2ls_fast.models.base import SegmentationModel
 from d2ls_fast.models.build import PEER_OPTIONS, build_model
@@ -21,8 +21,8 @@ from d2ls_fast.ops.flops import count_flops
 def peer_cases(sizes: Sizes) -> list[Case]:
     """One case: ``predict`` of every model, untrained; without ``transformers``, of D2LS and prototypes alone."""
     names = ["d2ls", *(name for name in PEER_OPTIONS if name == "prototype" or find_spec("transformers") is not None)]
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(sizes.batch, 3, sizes.size, sizes.size, generator=generator).to(sizes.device, sizes.dtype)
+    generator = sizes.generator(1)
+    images = random(generator, sizes, sizes.batch, 3, sizes.size, sizes.size)
     variants = [_variant("d2ls, reference", "d2ls", images, sizes, "reference")]
     variants += [_variant("fused d2ls" if name == "d2ls" else name, name, images, sizes, "auto") for name in names]
     return [

@@ -28,7 +28,7 @@ def cases(sizes: Sizes) -> list[Case]:
 
     The projected form under the back end ``torch`` is the released order of operations with PyTorch's attention kernel.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     torch.manual_seed(0)
     module = AlternatingCrossAttention(EMBED, HEADS, sizes.stages).to(sizes.device, sizes.dtype)
     pixels = random(generator, sizes, sizes.batch, sizes.pixels, EMBED)

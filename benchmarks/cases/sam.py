@@ -34,7 +34,7 @@ def cases(sizes: Sizes) -> list[Case]:
     config = SamMaskDecoderConfig()
     config._attn_implementation = "sdpa"
     decoder = SamMaskDecoder(config).eval().to(sizes.device, sizes.dtype)
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     channels, edge, prompts = config.hidden_size, sizes.size // _STRIDE, sizes.batch
     image, encoding = (random(generator, sizes, 1, channels, edge, edge) for _ in range(2))
     tokens = random(generator, sizes, 1, prompts, 1 + decoder.num_mask_tokens + _POINTS, channels)

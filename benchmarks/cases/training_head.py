@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +13,8 @@ from d2ls_fast.benchmarks.cases.common import (
     TOLERANCE,
     Compute,
     Sizes,
+    definition,
+    fused_variants,
     random,
     under,
     with_backward,
@@ -27,7 +28,7 @@ CHANNELS = (96, 192, 384, 768)
 
 def cases(sizes: Sizes) -> list[Case]:
     """The baseline is the release's way: one interaction after the other, both logits kept, the loss from those."""
-    generator = torch.Generator().manual_seed(0)
+    generator = sizes.generator()
     torch.manual_seed(0)
     head = D2LSHead(CHANNELS, sizes.num_classes, EMBED, HEADS, sizes.stages, contrastive=False)
     head = head.to(sizes.device, sizes.dtype).train()
@@ -36,8 +37,8 @@ def cases(sizes: Sizes) -> list[Case]:
         random(generator, sizes, sizes.batch, c, sizes.size // stride, sizes.size // stride)
         for c, stride in zip(CHANNELS, strides, strict=True)
     ]
-    target = torch.randint(0, sizes.num_classes, (sizes.batch, sizes.size, sizes.size), generator=generator)
-    target = target.to(sizes.device)
+    shape = (sizes.batch, sizes.size, sizes.size)
+    target = torch.randint(0, sizes.num_classes, shape, generator=generator, device=sizes.device)
     criterion = D2LSLoss()
 
     def to_the_loss(output: Callable[..., D2LSOutput]) -> Callable[..., Sequence[Tensor]]:
@@ -52,10 +53,9 @@ def cases(sizes: Sizes) -> list[Case]:
         Variant("folded eager", under("torch", kept)),
         Variant("fused, two interactions", under("auto", way(_two_interactions))),
         Variant("fused, logits kept", under("auto", kept)),
-        Variant("fused", under("auto", fused)),
+        *fused_variants(fused, sizes.device),
     ]
-    wide = [f.double() for f in features]
-    truth = under("reference", with_backward(copy.deepcopy(head).double(), to_the_loss(_two_interactions), wide))
+    truth = definition(with_backward, head, to_the_loss(_two_interactions), features, sizes)
     # The gradient passes through every part, each of which rounds: in half precision that adds up.
     tolerance = TOLERANCE[sizes.dtype] * (1 if sizes.dtype == torch.float32 else 3)
     return [Case("training head to the loss, forward + backward", str(sizes), truth, variants, tolerance)]

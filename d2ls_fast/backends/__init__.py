@@ -22,7 +22,7 @@ from d2ls_fast.backends.native import Cpu, Cuda, Triton
 from d2ls_fast.backends.plain import Reference, Torch
 from d2ls_fast.errors import UserError
 
-__all__ = ["Backend", "BackendError", "Call", "Support", "backend", "backends", "current", "select"]
+__all__ = ["Backend", "BackendError", "Call", "Support", "backend", "backends", "current", "preferring", "select"]
 
 _logger = logging.getLogger("d2ls_fast")
 
@@ -68,6 +68,17 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _current = previous
+
+
+@contextmanager
+def preferring(device: str, *names: str) -> Iterator[None]:
+    """Let ``auto`` try these back ends on ``device``, in this order, inside a block: to compare them."""
+    previous = _PREFERENCE[device]
+    _PREFERENCE[device] = tuple(names)
+    try:
+        yield
+    finally:
+        _PREFERENCE[device] = previous
 
 
 def backends() -> dict[str, str]:

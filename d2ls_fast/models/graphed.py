@@ -26,17 +26,18 @@ class Graphs:
     Args:
         run: gives tensors on the same device; neither allocates outside of PyTorch nor waits for the GPU.
         limit: of shapes that are captured; each holds the memory of its results. Others are run without a graph.
+        copied: whether results are the caller's own; otherwise the next call overwrites them.
     """
 
-    def __init__(self, run: Callable[[Tensor], Sequence[Tensor]], limit: int = 8) -> None:
-        self._run, self._limit = run, limit
+    def __init__(self, run: Callable[[Tensor], Sequence[Tensor]], limit: int = 8, copied: bool = True) -> None:
+        self._run, self._limit, self._copied = run, limit, copied
         self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, Sequence[Tensor]]] = {}
         self._pool: Any = None
         self._last: torch.cuda.Event | None = None
         self._lock = threading.Lock()
 
     def __call__(self, tensor: Tensor) -> list[Tensor]:
-        """What ``run`` gives of ``tensor``, in tensors of the caller's own."""
+        """What ``run`` gives of ``tensor``."""
         key = (tensor.shape, tensor.dtype, tensor.device)
         with self._lock, torch.cuda.device(tensor.device):
             if key not in self._captured:
@@ -49,9 +50,9 @@ class Graphs:
                 stream.wait_event(self._last)
             entrance.copy_(tensor, non_blocking=True)
             graph.replay()
-            own = [result.clone() for result in results]
+            given = [result.clone() if self._copied else result for result in results]
             self._last = stream.record_event()
-        return own
+        return given
 
     def _capture(self, example: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Sequence[Tensor]]:
         with torch.inference_mode(False):  # it is written to in either mode

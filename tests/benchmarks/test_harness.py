@@ -50,6 +50,19 @@ def test_a_wrong_dispensable_variant_is_left_out_and_named() -> None:
     assert rows[0].facts == {"wrong, not timed": "compiled"}
 
 
+def test_a_failing_dispensable_variant_is_left_out_with_its_reason() -> None:
+    def fails() -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("no room\nfor it")
+
+    rows = harness.run_case(
+        case(Variant("reference", right), Variant("graph", fails, dispensable=True)), "cpu", LIMITS, 3
+    )
+    assert [row.variant for row in rows] == ["reference"]
+    assert rows[0].facts == {"failed, not timed": "graph (OutOfMemoryError: no room for it)"}
+    with pytest.raises(torch.OutOfMemoryError):
+        harness.run_case(case(Variant("reference", right), Variant("fused", fails)), "cpu", LIMITS, 3)
+
+
 def test_rows_refer_to_the_first_variant() -> None:
     rows = harness.run_case(
         case(

@@ -41,8 +41,7 @@ LAUNCHERS = {
 
 
 CASES = [
-    ("convnext_atto", "fp32"),
-    ("convnext_atto", "bf16"),
+    ("resnet18", "fp32"),
     ("convnext_atto", "mixed"),
     ("efficientnet_lite0", "mixed"),
     ("torchvision:swin_v2_t", "mixed"),

@@ -10,24 +10,16 @@ from collections.abc import Sequence
 import pytest
 import torch
 from accuracy import assert_accurate, relative_error
-from operators import OPERATORS, Size, results_of, tensors_of
+from operators import DEVICES, KERNELS, OPERATORS, Size, results_of, served, tensors_of
 from torch import Tensor
 
-from d2ls_fast.backends import _REGISTRY, Call, backend, backends
+from d2ls_fast.backends import backend, backends
 from d2ls_fast.ops import classify, classify_labels
 
-DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
-GPU = torch.cuda.is_available()
-KERNELS = [name for name in DEVICES if backends()[name] == "available" and (name == "cpu" or GPU)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [Size(1, (1, 1), 1, 1, 64), Size(3, (1, 113), 2, 5, 96), Size(1, (7, 29), 8, 7, 256)]
 LARGE = [Size(2, (33, 31), 8, 7, 256), Size(1, (128, 128), 8, 7, 256), Size(2, (64, 65), 4, 19, 128)]
 REPEATS = {"cpu": 2, "triton": 250, "cuda": 250}
-
-
-def served(name: str, operator: str, size: Size, dtype: torch.dtype) -> bool:
-    entries = size.entries if operator not in ("attend", "dictionary_step") else 0
-    return _REGISTRY[name].supports(Call(operator, DEVICES[name], dtype, size.channels, entries)).ok
 
 
 def cases(
@@ -46,7 +38,7 @@ def cases(
 
 def test_the_back_ends_that_are_here_are_all_tested() -> None:
     """On a GPU none of the two is left out in silence."""
-    if GPU:
+    if torch.cuda.is_available():
         assert {"triton", "cuda"} <= set(KERNELS), backends()
     assert KERNELS
 
