@@ -36,6 +36,7 @@ class Size(NamedTuple):
         return self.grid[0] * self.grid[1]
 
 
+SIZES = [Size(1, (1, 1), 1, 1, 64), Size(3, (1, 113), 2, 5, 96), Size(1, (7, 29), 8, 7, 256)]
 Tensors = dict[str, Tensor]
 
 

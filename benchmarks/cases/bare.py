@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,12 +27,7 @@ def cases(sizes: Sizes) -> list[Case]:
     rows = [pixels, pixel_pe, key, key_bias, value, *vectors]
     image, table, product = pixels.nbytes, pixel_pe.nbytes, 2 * pixels.numel() * j
 
-    def update(*tensors: Any) -> Sequence[Tensor]:
-        return [refine(*tensors, HEADS, EPS)]
-
-    def both(*tensors: Any) -> Sequence[Tensor]:
-        return refine_attend(*tensors, HEADS, EPS)
-
+    update, both = (partial(operator, num_heads=HEADS, eps=EPS) for operator in (refine, refine_attend))
     return [
         _case("refine", sizes, update, rows, 2 * image + table, 2 * product),
         _case("refine_attend", sizes, both, [*rows, query], 2 * image + table, 4 * product),
@@ -42,18 +38,21 @@ def cases(sizes: Sizes) -> list[Case]:
 def _case(
     name: str,
     sizes: Sizes,
-    call: Callable[..., Sequence[Tensor]],
+    call: Callable[..., Any],
     tensors: list[Tensor],
     traffic: int,
     operations: int,
 ) -> Case:
+    def listed(results: Any) -> Sequence[Tensor]:
+        return [results] if isinstance(results, Tensor) else list(results)
+
     def compute() -> Sequence[Tensor]:
         with torch.no_grad():
-            return call(*tensors)
+            return listed(call(*tensors))
 
     def truth() -> Sequence[Tensor]:
         with using("reference"), torch.no_grad():
-            return call(*(t.to(sizes.precise) for t in tensors))
+            return listed(call(*(t.to(sizes.precise) for t in tensors)))
 
     # The definition is already folded: reference and torch are one.
     variants = [v for v in standard_variants(compute, sizes.device, True) if not v.name.startswith("reference")]

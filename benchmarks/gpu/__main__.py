@@ -65,6 +65,8 @@ def main() -> int:
         gpu = find_gpu()
         folder = (arguments.output or ROOT / "benchmarks" / "results" / f"gpu-{_slug(gpu.name)}").resolve()
         steps = selected(plan(sys.executable, gpu, folder), os.environ.get("STEPS", ""))
+        if steps[0].name != "build" and not (BUILD / "lib").is_dir():
+            raise Problem(f"{BUILD / 'lib'} is not there: nothing has been built here; add build to STEPS")
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

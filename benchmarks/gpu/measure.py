@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -23,19 +24,19 @@ from d2ls_fast.benchmarks.harness import Case, Variant
 _BF16 = {"dtype": torch.bfloat16, "device": "cuda"}
 _LARGE = Sizes(8, 1024, **_BF16)  # type: ignore[arg-type]
 _OPERATORS = (attend, bare, dictionary_step, fuse_pyramid, segmentation_loss)
-_OPERATOR_NAMES = ("operator only", "dictionary_step forward", "fuse_pyramid forward", "segmentation loss forward")
+_OPERATOR_NAMES = ("*operator only", "dictionary_step*", "fuse_pyramid*", "segmentation loss*")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that are measured in one process: those in whose name one of ``names`` is, in these sizes.
+    """Cases that are measured in one process, in these sizes: those whose name fits one of the patterns ``names``.
 
     ``without``: parts of the names of variants that are left out, as compiling or holding them takes too long or much.
     """
 
     build: Callable[[Sizes], Sequence[Case]]
     sizes: Sizes
-    names: tuple[str, ...] = ("",)
+    names: tuple[str, ...] = ("*",)
     repeats: int = 15
     without: tuple[str, ...] = ("folded compiled", "CUDA graph")
 
@@ -45,7 +46,7 @@ def _operators(sizes: Sizes) -> list[Case]:
 
 
 GROUPS = {
-    "interaction": Group(head_cases, _LARGE, ("interaction",)),
+    "interaction": Group(head_cases, _LARGE, ("interaction forward",)),
     "head": Group(head_cases, _LARGE, ("head to labels",)),
     "latency": Group(
         head_cases,
@@ -54,9 +55,10 @@ GROUPS = {
         repeats=50,
         without=("compiled",),
     ),
-    "contrast": Group(contrast.cases, _LARGE, ("nce forward",)),
+    "contrast": Group(contrast.cases, _LARGE, ("nce forward*",)),
     "model": Group(model_cases, replace(_LARGE, backbone="convnext_base"), without=("compiled", "CUDA graph")),
     "train": Group(train_cases, replace(_LARGE, size=512, backbone="convnext_base")),
+    "backward": Group(head_cases, _LARGE, ("interaction forward + backward",)),
     "operators": Group(_operators, _LARGE, _OPERATOR_NAMES, repeats=10, without=("compiled", "CUDA graph")),
 }
 
@@ -67,7 +69,7 @@ def chosen(group: Group) -> list[Case]:
     def kept(variant: Variant) -> bool:
         return not any(part in variant.name for part in group.without)
 
-    cases = [case for case in group.build(group.sizes) if any(name in case.name for name in group.names)]
+    cases = [case for case in group.build(group.sizes) if any(fnmatchcase(case.name, name) for name in group.names)]
     return [replace(case, variants=list(filter(kept, case.variants))) for case in cases]
 
 

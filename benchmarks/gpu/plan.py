@@ -10,7 +10,16 @@ from .steps import Step
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu"
-GROUPS = {"interaction": 75, "latency": 60, "head": 40, "contrast": 40, "model": 60, "train": 60, "operators": 60}
+GROUPS = {
+    "interaction": 75,
+    "latency": 60,
+    "head": 40,
+    "contrast": 40,
+    "model": 60,
+    "train": 60,
+    "backward": 120,
+    "operators": 75,
+}
 """Of measurements (see measure.py), with their limits in seconds; a GPU error ends the process of one alone."""
 
 TESTS = (
@@ -54,9 +63,10 @@ def plan(python: str, gpu: Gpu, output: Path) -> list[Step]:
     environment = {"TORCH_CUDA_ARCH_LIST": architecture, "MAX_JOBS": str(cores)}
     operators = [python, str(ROOT / "tests" / "run_operators.py")]
     pytest = [python, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-o", "addopts=--import-mode=importlib"]
-    pytest += ["-q", "-p", "no:cacheprovider", "--tb=short"]
+    # A line for every test as it ends: what ran out of time has told what failed.
+    pytest += ["-v", "-p", "no:cacheprovider", "--tb=short"]
     if gpu.parallel_tests:
-        pytest += ["-n", str(min(8, cores)), "--dist", "worksteal"]
+        pytest += ["-n", str(min(16, cores)), "--dist", "worksteal"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--print-limit", "20", "--tool"]
     kernels = "regex:attend|refine|classify|labels"
     counters = ["ncu", "--target-processes", "all", "--clock-control", "none", "--kernel-name", kernels]
@@ -65,7 +75,7 @@ def plan(python: str, gpu: Gpu, output: Path) -> list[Step]:
     return [
         Step("build", build, 150, ROOT, environment),
         step("info", 40, python, "-m", "d2ls_fast.info"),
-        step("tests", 150, *pytest, *(str(ROOT / test) for test in TESTS)),
+        step("tests", 200, *pytest, *(str(ROOT / test) for test in TESTS)),
         *(
             step(f"bench:{group}", limit, python, "-m", "d2ls_fast.benchmarks.gpu.measure", group, str(output))
             for group, limit in GROUPS.items()
@@ -73,7 +83,7 @@ def plan(python: str, gpu: Gpu, output: Path) -> list[Step]:
         # PyTorch's allocator would hide what is read or written beyond a tensor.
         *(
             step(
-                f"sanitize:{tool}", 75, *sanitizer, tool, *operators,
+                f"sanitize:{tool}", 90, *sanitizer, tool, *operators,
                 needs=sanitizer[0], PYTORCH_NO_CUDA_MEMORY_CACHING="1",
             )
             for tool in ("memcheck", "racecheck")

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -84,6 +85,10 @@ def test_the_table_tells_what_is_held(tmp_path: Path) -> None:
         row(name, "reference compiled", 6.0),
         row(name, "fused", 1.5, copy_bandwidth_percent=60.0),
         row(name, "fused, triton", 1.6, copy_bandwidth_percent=58.0),
+    )
+    record(
+        tmp_path,
+        "backward",
         row(f"{name} + backward", "reference eager", 90.0, peak_extra_mb=8000.0),
         row(f"{name} + backward", "fused", 10.0, peak_extra_mb=900.0),
     )
@@ -177,6 +182,32 @@ def test_without_a_gpu_it_says_so_in_one_line_and_needs_nothing_but_python() -> 
     code = "import sys, benchmarks.gpu.__main__; print({'torch', 'numpy', 'd2ls_fast', 'rich'} & set(sys.modules))"
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert alone.stdout.strip() == "set()", alone.stderr
+
+
+def called(tmp_path: Path, steps: str, **replaced: Any) -> int:
+    """The exit status of the command with a GPU, and with these of its parts replaced."""
+    parts = {"find_gpu": lambda: Gpu("NVIDIA H100", (9, 0)), "BUILD": tmp_path / "none", **replaced}
+    with (
+        patch.multiple(command, **parts),
+        patch.dict(os.environ, {"STEPS": steps}),
+        patch.object(sys, "argv", ["gpu", "--output", str(tmp_path / "results")]),
+    ):
+        return command.main()
+
+
+def test_steps_without_a_build_are_refused(tmp_path: Path, capsys: Any) -> None:
+    assert called(tmp_path, "tests") == 2
+    assert "nothing has been built here; add build to STEPS" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_command_goes_on_and_tells_of_every_step(tmp_path: Path, capsys: Any) -> None:
+    codes = {"build": "1/0", "info": "print('a fact')"}
+    steps = [Step(name, [sys.executable, "-c", code], 20, tmp_path) for name, code in codes.items()]
+    assert called(tmp_path, "", plan=lambda *_: steps) == 1
+    text = (tmp_path / "results" / "summary.md").read_text()
+    assert "| build | failed |" in text and "ZeroDivisionError" in text and "| info | done | 0 | a fact |" in text
+    assert text.strip() in capsys.readouterr().out
 
 
 def test_measuring_needs_no_library_that_reads_files() -> None:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 from accuracy import assert_accurate, relative_error
-from operators import DEVICES, KERNELS, OPERATORS, Size, results_of, served, tensors_of
+from operators import DEVICES, KERNELS, OPERATORS, SIZES, Size, results_of, served, tensors_of
 from torch import Tensor
 
 from d2ls_fast.backends import backend, backends
 from d2ls_fast.ops import classify, classify_labels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SIZES = [Size(1, (1, 1), 1, 1, 64), Size(3, (1, 113), 2, 5, 96), Size(1, (7, 29), 8, 7, 256)]
 LARGE = [Size(2, (33, 31), 8, 7, 256), Size(1, (128, 128), 8, 7, 256), Size(2, (64, 65), 4, 19, 128)]
 REPEATS = {"cpu": 2, "triton": 250, "cuda": 250}
 
