@@ -26,7 +26,12 @@ def describe(device: str) -> dict[str, Any]:
         "extension": torch.ops.d2ls_fast.build_info() if _extension.LOADED else _extension.WHY_NOT,
     }
     if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
+        gpu = torch.cuda.get_device_properties()
+        facts["gpu"] = f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / 2**30:.0f} GiB"
+        facts["cuda"] = torch.version.cuda
+        facts["cuda part"] = (
+            torch.ops.d2ls_fast.cuda_build_info() if _extension.CUDA_LOADED else _extension.WHY_NOT_CUDA
+        )
     return facts
 
 

@@ -9,7 +9,7 @@ import torch
 
 from d2ls_fast import _extension, info
 from d2ls_fast.backends import backends as list_backends
-from d2ls_fast.backends import select
+from d2ls_fast.backends import preferring, select
 from d2ls_fast.backends.base import Call, Support
 from d2ls_fast.backends.native import Cuda
 
@@ -46,6 +46,16 @@ def test_nothing_chooses_it_before_it_has_run_on_a_gpu() -> None:
         on_gpu = torch.empty(0)
         with patch("d2ls_fast.backends.Call", lambda *call: Call(call[0], "cuda", BF16, 256, 0)):
             assert select("attend", on_gpu) == "torch"
+
+
+def test_it_can_be_preferred_to_compare_them() -> None:
+    states = {"cuda": Support(True), "triton": Support(True)}
+    fake_gpu = patch("d2ls_fast.backends.Call", lambda *call: Call(call[0], "cuda", BF16, 256, 0))
+    with patch.dict("d2ls_fast.backends._AVAILABLE", states), fake_gpu:
+        with preferring("cuda", "cuda", "triton"):
+            assert select("attend", torch.empty(0)) == "cuda"
+            assert select("fuse_pyramid", torch.empty(0)) == "triton"
+        assert select("attend", torch.empty(0)) == "triton"
 
 
 def test_the_reason_is_told() -> None:

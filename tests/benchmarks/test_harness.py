@@ -11,8 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from d2ls_fast.backends import _PREFERENCE
 from d2ls_fast.benchmarks import harness, machine, results
 from d2ls_fast.benchmarks.cases import LEVELS, Sizes
+from d2ls_fast.benchmarks.cases.common import standard_variants
 from d2ls_fast.benchmarks.harness import Case, Limits, Variant, WrongResult
 from d2ls_fast.benchmarks.memory import peak_extra
 
@@ -61,6 +63,25 @@ def test_a_failing_dispensable_variant_is_left_out_with_its_reason() -> None:
     assert rows[0].facts == {"failed, not timed": "graph (OutOfMemoryError: no room for it)"}
     with pytest.raises(torch.OutOfMemoryError):
         harness.run_case(case(Variant("reference", right), Variant("fused", fails)), "cpu", LIMITS, 3)
+
+
+def test_on_a_gpu_either_kernels_and_graphs_are_variants() -> None:
+    preferred: list[tuple[str, ...]] = []
+
+    def compute() -> list[torch.Tensor]:
+        preferred.append(_PREFERENCE["cuda"])
+        return right()
+
+    before = _PREFERENCE["cuda"]
+    variants = {v.name: v for v in standard_variants(compute, "cuda", inference=True)}
+    fused = ["fused", "fused, triton", "fused, cuda"]
+    graphs = ["reference, CUDA graph", *(f"{name}, CUDA graph" for name in fused)]
+    assert {*fused, *graphs} < set(variants) and not variants["fused"].dispensable
+    assert all(variants[name].dispensable for name in [*fused[1:], *graphs])
+    for name in fused:
+        variants[name].run()
+    assert preferred == [before, ("triton", "triton"), ("cuda", "triton")] and _PREFERENCE["cuda"] == before
+    assert not any("graph" in v.name for v in standard_variants(compute, "cuda"))
 
 
 def test_rows_refer_to_the_first_variant() -> None:
