@@ -67,7 +67,8 @@ def counters_of(log: Path) -> list[str]:
     launches: dict[tuple[str, str], dict[str, str]] = {}
     for row in csv.DictReader(lines):
         if row.get("Metric Name") in COUNTERS:
-            name = (row["ID"], row["Kernel Name"].split("(")[0][:60])
+            kernel = row["Kernel Name"].replace("(anonymous namespace)::", "").removeprefix("void ")
+            name = (row["ID"], kernel.split("(")[0][:60])
             launches.setdefault(name, {})[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}"
     if not launches:
         return []

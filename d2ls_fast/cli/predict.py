@@ -98,6 +98,7 @@ def predict(
     device: Annotated[Device, typer.Option("--device", help="where the model runs")] = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="of the model's products")] = Precision.fp32,
     compiled: Annotated[bool, typer.Option("--compile", help="run the model through torch.compile")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="replay the model as a CUDA graph (GPU only)")] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="go on with interrupted maps, or begin them anew")
     ] = True,
@@ -111,17 +112,20 @@ def predict(
     """
     from rich.console import Console
 
+    from d2ls_fast.errors import UserError
     from d2ls_fast.inference.inputs import find_scenes
     from d2ls_fast.inference.predictor import Predictor
     from d2ls_fast.inference.products import Wanted
     from d2ls_fast.inference.run import MapRun, map_scenes
 
+    if graph and compiled:
+        raise UserError("--graph and --compile: a model is replayed or compiled; give one of them")
     scenes = find_scenes(inputs)
     predictor = Predictor(
         checkpoint,
         device.value,
         torch_dtype(precision),
-        compiled,
+        "graph" if graph else compiled,
         window=window,
         overlap=overlap,
         blend=blend.value,

@@ -146,6 +146,7 @@ NCU = """==PROF== Connected
 "0","7","attend_chunk(float*, int)","GPU Speed Of Light Throughput","DRAM Throughput","%","71.50"
 "0","7","attend_chunk(float*, int)","GPU Speed Of Light Throughput","Duration","us","88.1"
 "0","7","attend_chunk(float*, int)","Launch Statistics","Block Size","","128"
+"1","7","void d2ls::(anonymous namespace)::refine<1>(Arguments)","Occupancy","Achieved Occupancy","%","24.9"
 """
 
 
@@ -156,6 +157,7 @@ def test_the_summary_gathers_several_calls(tmp_path: Path) -> None:
     text = summary.write(tmp_path, "NVIDIA H100", outcomes).read_text()
     assert "| build | done | 50 | yes |" in text and "| tests | done | 80 | 9 / passed |" in text
     assert "| attend_chunk | 88.1 us | 71.50 % | - | - | - | - |" in text
+    assert "| d2ls::refine<1> | - | - | - | - | 24.9 % | - |" in text
     assert text.startswith("# NVIDIA H100") and "not measured" in text
 
 

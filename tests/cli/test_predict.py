@@ -230,6 +230,19 @@ def test_a_gpu_that_is_not_there_is_refused(
     assert "device cuda: PyTorch sees no GPU here; use cpu" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--graph", "--device", "cpu"], "compile 'graph': a CUDA graph needs a GPU, the device is cpu; take"),
+        (["--graph", "--compile"], "--graph and --compile: a model is replayed or compiled; give one of them"),
+    ],
+)
+def test_a_graph_that_cannot_be_is_refused(
+    checkpoint: Path, images: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    assert message in refused(tmp_path / "maps", "--checkpoint", checkpoint, images, *options)
+
+
 def test_an_unknown_option_is_refused(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     result = run("--checkpoint", checkpoint, images, "--output", tmp_path / "maps", "--windows", 64)
     assert result.exit_code == 2
