@@ -14,7 +14,7 @@ from rich.progress import track
 from d2ls_fast.benchmarks.cuda_resources.table import Plan, Row, Table
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-FILES = ("attend", "refine", "refine_attend", "classify")
+FILES = ("attend", "refine", "refine_attend", "classify", "classify_gradients")
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
 TYPES = {"Bf16": "bf16", "Fp16": "fp16", "RoundedFloat32": "tf32", "Float32": "fp32"}
@@ -96,6 +96,8 @@ _PLANNED = re.compile(
 )
 _CLASSIFY = re.compile(r"\d+(classify_pixels_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ELb([01])E")
 
+_GRADIENTS = re.compile(r"\d+(classify_gradients_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ENS0_\d+(Given|Loss)GradientE")
+
 
 def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _PLANNED.search(symbol):
@@ -105,7 +107,13 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _CLASSIFY.search(symbol):
         kernel, half, units, labels = match.groups()
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "labels" if labels == "1" else "logits"
-    return ("merge_chunks", "fp32", target, 256, "-") if "merge_chunks" in symbol else None
+    if match := _GRADIENTS.search(symbol):
+        kernel, half, units, source = match.groups()
+        return kernel, TYPES[half or "Float32"], target, 16 * int(units), "loss" if source == "Loss" else "logits"
+    for kernel in ("merge_chunks", "sum_parts_kernel"):
+        if kernel in symbol:
+            return kernel, "fp32", target, 256, "-"
+    return None
 
 
 def _key(plan: Plan) -> Key:

@@ -1,6 +1,6 @@
 """The CUDA kernels of the compiled extension, with the arguments that the operators have.
 
-Forward only: gradients come from the operators' own backward kernels (Triton's, or plain PyTorch).
+Where an operator has no backward here, its gradients come from Triton's kernels or plain PyTorch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+GRADIENT_VECTORS = 400  # class vectors whose gradients fit into shared memory
 
 
 def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,6 +40,11 @@ def classify(*arguments: Any) -> Tensor:
 def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
     result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_classify_labels(*arguments)
     return result
+
+
+def classify_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_classify_backward(*arguments)
+    return gradients
 
 
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:

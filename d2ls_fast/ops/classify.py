@@ -186,6 +186,12 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return kernel.classify_backward(kernel.Inputs(*arguments[:4], *arguments[5:]), arguments[4])
 
 
+def _cuda_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    fits = arguments[3].shape[1] <= _cuda.GRADIENT_VECTORS
+    gradients: tuple[Tensor, ...] = (_cuda.classify_backward if fits else _GPU[2])(*arguments)
+    return gradients
+
+
 def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     """The Triton kernel, or plain PyTorch for pixels it does not take (a forced back end refuses those instead)."""
 
@@ -235,4 +241,4 @@ if importlib.util.find_spec("triton") is not None:
 
 _register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
-_register("_cuda", cpu=(None, None, None), cuda=(_cuda.classify, _cuda.classify_labels, _GPU[2]))
+_register("_cuda", cpu=(None, None, None), cuda=(_cuda.classify, _cuda.classify_labels, _cuda_backward))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +13,7 @@ from d2ls_fast.backends import backends as list_backends
 from d2ls_fast.backends import select
 from d2ls_fast.backends.base import Call, Support
 from d2ls_fast.backends.native import Cuda
+from d2ls_fast.ops import _cuda
 
 BF16 = torch.bfloat16
 
@@ -74,3 +76,14 @@ def test_its_operators_have_the_schemas_of_the_others() -> None:
         assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)
     with pytest.raises(NotImplementedError, match="CPU"):
         torch.ops.d2ls_fast.attend_cuda(torch.zeros(1, 2, 16), torch.zeros(2, 16), torch.zeros(1, 2, 16))
+
+
+@pytest.mark.parametrize(("vectors", "served"), [(_cuda.GRADIENT_VECTORS, "cuda"), (401, "others")])
+def test_gradients_of_many_class_vectors_are_left_to_other_kernels(vectors: int, served: str) -> None:
+    module = importlib.import_module("d2ls_fast.ops.classify")
+    hyper = torch.empty(1, vectors, 1)
+    with (
+        patch.object(_cuda, "classify_backward", lambda *_: ("cuda",)),
+        patch.object(module, "_GPU", (None, None, lambda *_: ("others",))),
+    ):
+        assert module._cuda_backward(hyper, hyper, hyper, hyper) == (served,)
