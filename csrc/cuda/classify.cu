@@ -18,9 +18,7 @@ Error classify(const Device& device, const ClassifyCall& call) {
         return "the CUDA kernels take up to " + std::to_string(20480 / units) + " class vectors, got " +
                std::to_string(call.classes * call.prototypes);
       }
-      const int tiles = (call.height * call.width + classify_pixels - 1) / classify_pixels;
-      const int64_t wanted = (4 * static_cast<int64_t>(device.multiprocessors) + call.batch - 1) / call.batch;
-      const int blocks = static_cast<int>(wanted < tiles ? wanted : tiles);
+      const int blocks = blocks_an_image(device, call, classify_blocks_an_sm, classify_pixels);
       const auto kernel = call.logits == nullptr ? classify_pixels_kernel<T, units, true>
                                                  : classify_pixels_kernel<T, units, false>;
       return launch(device, kernel, call.batch * blocks, classify_threads, static_cast<uint32_t>(shared),

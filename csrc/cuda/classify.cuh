@@ -6,9 +6,10 @@
 namespace d2ls::cuda {
 
 constexpr int classify_threads = 256, classify_pixels = classify_threads / 16;
+constexpr int classify_blocks_an_sm = 4;
 
 template <class T, int UNITS, bool LABELS>
-D2LS_KERNEL(classify_threads, 4) classify_pixels_kernel(ClassifyArguments a) {
+D2LS_KERNEL(classify_threads, classify_blocks_an_sm) classify_pixels_kernel(ClassifyArguments a) {
   const int64_t image = block_index() / a.blocks_per_image;
   load_vectors<UNITS>(image, a, classify_threads);
   block_barrier();

@@ -160,12 +160,32 @@ inline ClassifyArguments classify_arguments(const ClassifyCall& call, int blocks
           call.eps,    4.0f / call.channels};
 }
 
+// So many blocks share an image that the batch fills the device once. From shapes and the device alone: results repeat.
+inline int blocks_an_image(const Device& device, const ClassifyCall& call, int blocks_an_sm, int pixels_a_block) {
+  const int tiles = (call.height * call.width + pixels_a_block - 1) / pixels_a_block;
+  const int64_t blocks = static_cast<int64_t>(blocks_an_sm) * device.multiprocessors;
+  const int64_t wanted = (blocks + call.batch - 1) / call.batch;
+  return static_cast<int>(wanted < tiles ? wanted : tiles);
+}
+
 inline Error check_classify(const ClassifyCall& call) {
   if (static_cast<int64_t>(call.height) * call.width > 1 << 26) {
     return "the CUDA kernels take up to 2^26 pixels an image to classify, got " + std::to_string(call.height) + " x " +
            std::to_string(call.width);
   }
   return "";
+}
+
+// So many class vectors, with their gradients or sums, fit into the 160 KB of shared memory that every GPU served has.
+constexpr int gradient_vectors = 400;
+
+inline Error check_gradients(const ClassifyCall& call) {
+  const int64_t vectors = static_cast<int64_t>(call.classes) * call.prototypes;
+  if (vectors > gradient_vectors) {
+    return "the CUDA kernels take the gradients of up to " + std::to_string(gradient_vectors) +
+           " class vectors, got " + std::to_string(vectors);
+  }
+  return check_classify(call);
 }
 
 }  // namespace d2ls::cuda

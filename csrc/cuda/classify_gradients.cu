@@ -25,10 +25,14 @@ class GivenGradient {
     D2LS_DEVICE float operator()(int k, float) const { return inside ? from[k * plane] : 0.0f; }
   };
 
-  template <int UNITS>
-  D2LS_DEVICE OfSubPixel of(const float (&)[UNITS], const SubPixel& own) const {
+  D2LS_DEVICE OfSubPixel at(const SubPixel& own) const {
     const int64_t plane = static_cast<int64_t>(a_.height) * a_.width * 16;
     return {given_.grad_logits + own.image * a_.classes * plane + own.at(a_), plane, own.inside};
+  }
+
+  template <int UNITS>
+  D2LS_DEVICE OfSubPixel of(const float (&)[UNITS], const OfSubPixel& place) const {
+    return place;
   }
 
  private:

@@ -10,9 +10,6 @@
 
 namespace d2ls::cuda {
 
-// So many class vectors fit into the 160 KB of shared memory that every GPU served has, with their gradients.
-constexpr int gradient_vectors = 400;
-
 constexpr int gradient_threads = 128, gradient_warps = gradient_threads / 32, gradient_pixels = gradient_threads / 16;
 constexpr int gradient_blocks_an_sm = 4;
 
@@ -94,27 +91,29 @@ D2LS_KERNEL(gradient_threads, gradient_blocks_an_sm) classify_gradients_kernel(G
   const int first = block % of.blocks_per_image * gradient_pixels;
   for (int start = first; start < count; start += of.blocks_per_image * gradient_pixels) {
     const SubPixel own(of, image, start + thread_index() / 16);
+    const auto place = logit_gradient.at(own);
     float normal[UNITS], u[UNITS], grad[UNITS] = {};
-    const float scale = normalised(normal, static_cast<const T*>(of.x) + own.pixel * of.channels, of);
+    all.put_aside(UNITS, {{normalised(normal, static_cast<const T*>(of.x) + own.pixel * of.channels, of)}});
     D2LS_UNROLL
     for (int i = 0; i < UNITS; i += 4) {
-      float slope[4];
+      Four slope;
       D2LS_UNROLL
       for (int n = 0; n < 4; ++n) {
         const Gelu outer(normal[i + n] * norm.weight(i + n) + norm.bias(i + n)), both(outer.value);
         u[i + n] = both.value;
-        slope[n] = outer.slope * both.slope;
+        slope.value[n] = outer.slope * both.slope;
       }
-      all.put_aside(i, {{slope[0], slope[1], slope[2], slope[3]}});
+      all.put_aside(i, slope);
       warp_barrier();  // or ptxas computes all slopes last, and their arguments fill the registers
     }
-    all.add(grad, u, logit_gradient.of(u, own), of);
+    all.add(grad, u, logit_gradient.of(u, place), of);
 
     float sum = 0, tilt = 0;
     Four slope;
     D2LS_UNROLL
     for (int i = 0; i < UNITS; ++i) {
-      grad[i] *= i % 4 == 0 ? (slope = all.taken_back(i)).value[0] : slope.value[i % 4];
+      slope = i % 4 == 0 ? all.taken_back(i) : slope;
+      grad[i] *= slope.value[i % 4];
       grad_bias[i] += grad[i];
       grad_weight[i] += grad[i] * normal[i];
       grad[i] *= norm.weight(i);
@@ -123,6 +122,7 @@ D2LS_KERNEL(gradient_threads, gradient_blocks_an_sm) classify_gradients_kernel(G
     }
     sum = norm_mean(sum, of);
     tilt = norm_mean(tilt, of);
+    const float scale = all.taken_back(UNITS).value[0];
     T* to = static_cast<T*>(a.grad_x) + own.pixel * of.channels + thread_index() % 16;
     D2LS_UNROLL
     for (int i = 0; i < UNITS; ++i) {
@@ -146,8 +146,9 @@ D2LS_KERNEL(gradient_threads, gradient_blocks_an_sm) classify_gradients_kernel(G
   float* part = a.parts + block_index() * (2 * length + vectors * units);
   for (int i = thread_index(); i < 2 * length; i += gradient_threads) {
     float sum = 0;
+    const int at = i < length ? i : 4 * UNITS + i - length;
     for (int w = 0; w < gradient_warps; ++w) {
-      sum += load_shared<float>(VectorGradients<UNITS>(vectors, w).rows() + 4 * (i < length ? i : 4 * UNITS + i - length));
+      sum += load_shared<float>(VectorGradients<UNITS>(vectors, w).rows() + 4 * at);
     }
     part[i] = sum;
   }

@@ -1,4 +1,4 @@
-// How the backward of classify and of segmentation_sums is launched: the kernel, then the sums of what its blocks summed.
+// How the backward of classify and of segmentation_sums is launched: the kernel, then the sums of its blocks' sums.
 #pragma once
 
 #include "cuda/classify_gradients.cuh"
@@ -7,15 +7,13 @@
 namespace d2ls::cuda {
 
 inline int gradient_blocks(const Device& device, const ClassifyCall& of) {
-  const int tiles = (of.height * of.width + gradient_pixels - 1) / gradient_pixels;
-  const int64_t wanted = (gradient_blocks_an_sm * static_cast<int64_t>(device.multiprocessors) + of.batch - 1) / of.batch;
-  return static_cast<int>(wanted < tiles ? wanted : tiles);
+  return blocks_an_image(device, of, gradient_blocks_an_sm, gradient_pixels);
 }
 
 template <class LogitGradient>
 Error launch_gradients(const Device& device, const ClassifyCall& of, const typename LogitGradient::Arguments& logits,
                        const ClassifyGradients& gradients, float* scratch) {
-  if (const Error error = check_classify(of); !error.empty()) {
+  if (const Error error = check_gradients(of); !error.empty()) {
     return error;
   }
   return by_type(of.type, [&](auto kind) {
@@ -23,10 +21,6 @@ Error launch_gradients(const Device& device, const ClassifyCall& of, const typen
       using T = typename decltype(kind)::Number;
       constexpr int width = channels / 16;
       const int vectors = of.classes * of.prototypes, norm = of.channels / 4, units = of.channels / 16;
-      if (vectors > gradient_vectors) {
-        return "the CUDA kernels take the gradients of up to " + std::to_string(gradient_vectors) +
-               " class vectors, got " + std::to_string(vectors);
-      }
       const uint32_t shared = VectorGradients<width>::bytes(vectors, gradient_warps) + NormVectors<width>::bytes +
                               LogitGradient::shared_bytes(of.classes);
       const int blocks = gradient_blocks(device, of);

@@ -1,9 +1,9 @@
-// Gradients of the scores of the class vectors: back to the features, and summed over sub-pixels to those of the vectors.
+// Gradients of the scores of the class vectors: back to the features, and summed over sub-pixels to those of vectors.
 //
-// Of the latter a warp owns a copy in shared memory. Every eight class vectors its lanes exchange their gradients through
-// shared memory, where their features lie too, and each lane sums four of the 8 x 16 products over the 32 sub-pixels:
-// 16 multiply-adds for each sub-pixel and class vector, as many as the score takes, exact as matrix instructions are not
-// and a tenth of the work beside the activations.
+// Of the latter a warp owns a copy in shared memory. Every eight class vectors its lanes exchange their gradients
+// through shared memory, where their features lie too, and each lane sums four of the 8 x 16 products over the 32
+// sub-pixels: 16 multiply-adds for each sub-pixel and class vector, as many as the score takes, exact as matrix
+// instructions are not and a tenth of the work beside the activations.
 #pragma once
 
 #include "cuda/classify_features.cuh"
@@ -76,9 +76,9 @@ class VectorGradients {
                               4 * (unit % per_lane * 32 + vector % group * 4 + unit / per_lane));
   }
 
-  // Numbers of this lane, one for each unit, put aside to free their registers during `add`: four from unit i on.
-  D2LS_DEVICE void put_aside(int i, const Four& four) const { store_shared(aside() + lane() * row_bytes + 4 * i, four); }
-  D2LS_DEVICE Four taken_back(int i) const { return load_shared<Four>(aside() + lane() * row_bytes + 4 * i); }
+  // Numbers of this lane, put aside to free their registers during `add`: four from i on, up to UNITS + 4.
+  D2LS_DEVICE void put_aside(int i, const Four& four) const { store_shared(aside() + 4 * i, four); }
+  D2LS_DEVICE Four taken_back(int i) const { return load_shared<Four>(aside() + 4 * i); }
 
   // Where the features lie: the warp may use it for something else after the last `add`.
   D2LS_DEVICE uint32_t rows() const { return rows_; }
@@ -92,8 +92,8 @@ class VectorGradients {
     return 2 * 32 * row_bytes + group * grad_bytes + (vectors + group - 1) / group * sum_bytes;
   }
   static D2LS_DEVICE int lane() { return thread_index() % 32; }
-  D2LS_DEVICE uint32_t aside() const { return rows_ + 32 * row_bytes; }
-  D2LS_DEVICE uint32_t grads() const { return aside() + 32 * row_bytes; }
+  D2LS_DEVICE uint32_t aside() const { return rows_ + (32 + lane()) * row_bytes; }
+  D2LS_DEVICE uint32_t grads() const { return rows_ + 64 * row_bytes; }
   D2LS_DEVICE uint32_t sums() const { return grads() + group * grad_bytes; }
 
   // By what the gradient of a logit is divided for all of its class's prototypes.
@@ -126,7 +126,8 @@ class VectorGradients {
     struct alignas(4 * per_lane) Own {
       float value[per_lane];
     };
-    const uint32_t from = grads() + lane() / 4 * grad_bytes, units = rows_ + 4 * (lane() % 4) * per_lane;
+    const int lane = from_here(VectorGradients::lane());
+    const uint32_t from = grads() + lane / 4 * grad_bytes, units = rows_ + 4 * (lane % 4) * per_lane;
     float sum[per_lane] = {};
     D2LS_UNROLL_TWICE
     for (int n = 0; n < 32; n += 4) {
@@ -142,7 +143,7 @@ class VectorGradients {
     }
     D2LS_UNROLL
     for (int i = 0; i < per_lane; ++i) {
-      const uint32_t to = sums() + number * sum_bytes + 4 * (i * 32 + lane());
+      const uint32_t to = sums() + number * sum_bytes + 4 * (i * 32 + lane);
       store_shared(to, load_shared<float>(to) + sum[i]);
     }
   }

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GRADIENT_VECTORS = 400  # class vectors whose gradients fit into shared memory
-
 
 def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_attend(
@@ -44,6 +42,19 @@ def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def classify_backward(*arguments: Any) -> tuple[Tensor, ...]:
     gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_classify_backward(*arguments)
+    return gradients
+
+
+def segmentation_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    *sums, wrong = torch.ops.d2ls_fast.cuda_segmentation_sums(*arguments)
+    classes, ignore_index = sums[1].shape[0], arguments[7]
+    expected = f"target must hold classes from 0 to {classes - 1} or ignore_index {ignore_index}"
+    torch._assert_async(wrong == 0, expected)  # no wait for the device
+    return tuple(sums)
+
+
+def segmentation_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_segmentation_sums_backward(*arguments)
     return gradients
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.backends.native import CUDA_GRADIENT_VECTORS
 from d2ls_fast.ops import _cuda
 from d2ls_fast.ops._classify import classify_definition, classify_labels_definition, empty_labels, plain_backward
 from d2ls_fast.ops._library import LIBRARY, define, operator_of
@@ -187,7 +188,7 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _cuda_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    fits = arguments[3].shape[1] <= _cuda.GRADIENT_VECTORS
+    fits = arguments[3].shape[1] <= CUDA_GRADIENT_VECTORS
     gradients: tuple[Tensor, ...] = (_cuda.classify_backward if fits else _GPU[2])(*arguments)
     return gradients
 

@@ -7,6 +7,7 @@
 #include "cuda/merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
+#include "cuda/segmentation_sums.cuh"
 #include "cuda/sum_parts.cuh"
 
 namespace d2ls::cuda {
@@ -40,10 +41,14 @@ void print_classify(const char* type, const char* architecture) {
   for (const int channels : {64, 256}) {
     for (const char* variant : {"logits", "labels"}) {
       std::printf("classify_pixels_kernel %s %s %d %s %d %d %d\n", type, architecture, channels, variant,
-                  classify_threads, 4, 0);
+                  classify_threads, classify_blocks_an_sm, 0);
     }
-    std::printf("classify_gradients_kernel %s %s %d logits %d %d %d\n", type, architecture, channels, gradient_threads,
-                gradient_blocks_an_sm, 0);
+    for (const char* variant : {"logits", "loss"}) {
+      std::printf("classify_gradients_kernel %s %s %d %s %d %d %d\n", type, architecture, channels, variant,
+                  gradient_threads, gradient_blocks_an_sm, 0);
+    }
+    std::printf("segmentation_sums_kernel %s %s %d - %d %d %d\n", type, architecture, channels, sums_threads,
+                sums_blocks_an_sm, 0);
   }
 }
 
