@@ -100,13 +100,6 @@ class ClassSums {
   uint32_t labels_;
 };
 
-D2LS_DEVICE float warp_sum(float value) {
-  for (int mask = 16; mask > 0; mask /= 2) {
-    value += shuffle_xor(value, mask);
-  }
-  return value;
-}
-
 template <class T, int UNITS>
 D2LS_KERNEL(sums_threads, sums_blocks_an_sm) segmentation_sums_kernel(SegmentationArguments a) {
   const ClassifyArguments& of = a.of;

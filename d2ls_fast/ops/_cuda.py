@@ -58,6 +58,16 @@ def segmentation_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return gradients
 
 
+def nce_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    *sums, count = torch.ops.d2ls_fast.cuda_nce_sums(*arguments)
+    return (*sums, count.long())
+
+
+def nce_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_nce_sums_backward(*arguments)
+    return gradients
+
+
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:
     """[N, C] where all images have the same encoding, so that one expanded over the batch is not copied out."""
     if pixel_pe.dim() == 3 and (pixel_pe.shape[0] == 1 or pixel_pe.stride(0) == 0):
