@@ -21,6 +21,17 @@ CUDA = ROOT / "csrc" / "cuda"
 FLAGS = ["-std=c++17", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
 TYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 TF32 = 1
+OPERATORS = (
+    "attend",
+    "refine",
+    "refine_attend",
+    "classify",
+    "classify_gradients",
+    "segmentation_sums",
+    "segmentation_gradients",
+    "nce_sums",
+    "nce_gradients",
+)
 
 
 class CDevice(ctypes.Structure):
@@ -69,7 +80,7 @@ def compile_library(sources: list[Path], target: Path, include: Path = ROOT / "c
 @functools.cache
 def library() -> ctypes.CDLL:
     """The emulator's library, compiled again when a source has changed."""
-    left_out = {CUDA / "registration.cu", CUDA / "emulator" / "plans.cc"}
+    left_out = {*CUDA.glob("registration*.cu"), CUDA / "emulator" / "plans.cc"}
     sources = sorted({*CUDA.glob("*.cu"), *CUDA.rglob("*.cc")} - left_out)
     text = b"".join(path.read_bytes() for path in sorted(CUDA.rglob("*")) if path.is_file())
     target = ROOT / "build" / "emulator" / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
@@ -85,7 +96,7 @@ def library() -> ctypes.CDLL:
 
 def loaded(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
-    for name in ("attend", "refine", "refine_attend", "classify"):
+    for name in OPERATORS:
         if not hasattr(result, f"d2ls_emulate_{name}"):
             continue
         getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p

@@ -11,10 +11,20 @@ from pathlib import Path
 
 from rich.progress import track
 
-from d2ls_fast.benchmarks.cuda_resources.table import Plan, Row, Table
+from d2ls_fast.benchmarks.cuda_resources.table import SECOND_STAGES, Plan, Row, Table
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-FILES = ("attend", "refine", "refine_attend", "classify")
+FILES = (
+    "attend",
+    "refine",
+    "refine_attend",
+    "classify",
+    "classify_gradients",
+    "segmentation_sums",
+    "segmentation_gradients",
+    "nce_sums",
+    "nce_gradients",
+)
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
 TYPES = {"Bf16": "bf16", "Fp16": "fp16", "RoundedFloat32": "tf32", "Float32": "fp32"}
@@ -28,7 +38,7 @@ def digest() -> str:
         p for p in (SOURCES / "cuda").rglob("*") if p.suffix in (".cu", ".cuh", ".h") and "emulator" not in p.parts
     ]
     words = []
-    for path in sorted(p for p in paths if p.name != "registration.cu"):
+    for path in sorted(p for p in paths if not p.name.startswith("registration")):
         text = re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
         words += [str(path.relative_to(SOURCES)), *text.split()]
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
@@ -96,6 +106,10 @@ _PLANNED = re.compile(
 )
 _CLASSIFY = re.compile(r"\d+(classify_pixels_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ELb([01])E")
 
+_GRADIENTS = re.compile(r"\d+(classify_gradients_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ENS0_\d+(Given|Loss)GradientE")
+_SUMS = re.compile(r"\d+(segmentation_sums_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)EE")
+_NCE = re.compile(r"\d+(nce_sums_kernel|nce_gradients_kernel)I(?:NS0_4(Bf16|Fp16)E|f)E")
+
 
 def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _PLANNED.search(symbol):
@@ -105,7 +119,19 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _CLASSIFY.search(symbol):
         kernel, half, units, labels = match.groups()
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "labels" if labels == "1" else "logits"
-    return ("merge_chunks", "fp32", target, 256, "-") if "merge_chunks" in symbol else None
+    if match := _GRADIENTS.search(symbol):
+        kernel, half, units, source = match.groups()
+        return kernel, TYPES[half or "Float32"], target, 16 * int(units), "loss" if source == "Loss" else "logits"
+    if match := _SUMS.search(symbol):
+        kernel, half, units = match.groups()
+        return kernel, TYPES[half or "Float32"], target, 16 * int(units), "-"
+    if match := _NCE.search(symbol):
+        kernel, half = match.groups()
+        return kernel, TYPES[half or "Float32"], target, 256, "-"
+    for kernel in SECOND_STAGES:
+        if kernel in symbol:
+            return kernel, "fp32", target, 256, "-"
+    return None
 
 
 def _key(plan: Plan) -> Key:

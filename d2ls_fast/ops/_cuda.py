@@ -1,6 +1,6 @@
 """The CUDA kernels of the compiled extension, with the arguments that the operators have.
 
-Forward only: gradients come from the operators' own backward kernels (Triton's, or plain PyTorch).
+Where an operator has no backward here, its gradients come from Triton's kernels or plain PyTorch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,34 @@ def classify(*arguments: Any) -> Tensor:
 def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
     result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_classify_labels(*arguments)
     return result
+
+
+def classify_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_classify_backward(*arguments)
+    return gradients
+
+
+def segmentation_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    *sums, wrong = torch.ops.d2ls_fast.cuda_segmentation_sums(*arguments)
+    classes, ignore_index = sums[1].shape[0], arguments[7]
+    expected = f"target must hold classes from 0 to {classes - 1} or ignore_index {ignore_index}"
+    torch._assert_async(wrong == 0, expected)  # no wait for the device
+    return tuple(sums)
+
+
+def segmentation_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_segmentation_sums_backward(*arguments)
+    return gradients
+
+
+def nce_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    *sums, count = torch.ops.d2ls_fast.cuda_nce_sums(*arguments)
+    return (*sums, count.long())
+
+
+def nce_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_nce_sums_backward(*arguments)
+    return gradients
 
 
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:

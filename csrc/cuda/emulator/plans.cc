@@ -3,9 +3,13 @@
 
 #include "cuda/attend.cuh"
 #include "cuda/classify.cuh"
+#include "cuda/classify_gradients.cuh"
 #include "cuda/merge.cuh"
+#include "cuda/nce_merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
+#include "cuda/segmentation_sums.cuh"
+#include "cuda/sum_parts.cuh"
 
 namespace d2ls::cuda {
 
@@ -38,8 +42,14 @@ void print_classify(const char* type, const char* architecture) {
   for (const int channels : {64, 256}) {
     for (const char* variant : {"logits", "labels"}) {
       std::printf("classify_pixels_kernel %s %s %d %s %d %d %d\n", type, architecture, channels, variant,
-                  classify_threads, 2, 0);
+                  classify_threads, classify_blocks_an_sm, 0);
     }
+    for (const char* variant : {"logits", "loss"}) {
+      std::printf("classify_gradients_kernel %s %s %d %s %d %d %d\n", type, architecture, channels, variant,
+                  gradient_threads, gradient_blocks_an_sm, 0);
+    }
+    std::printf("segmentation_sums_kernel %s %s %d - %d %d %d\n", type, architecture, channels, sums_threads,
+                sums_blocks_an_sm, 0);
   }
 }
 
@@ -48,7 +58,12 @@ void print_channels(const char* architecture) {
   print_types<Architecture, 64>(architecture);
   print_types<Architecture, 256>(architecture);
   std::printf("merge_chunks fp32 %s %d - %d 1 %u\n", architecture, merge_channels, merge_threads, merge_shared_bytes);
+  std::printf("sum_parts_kernel fp32 %s 256 - %d 1 %u\n", architecture, sum_threads, sum_shared_bytes);
+  std::printf("nce_merge_kernel fp32 %s 256 - %d 1 %d\n", architecture, nce_merge_threads, 8 * nce_merge_threads);
   for (const char* type : {"bf16", "fp16", "fp32"}) {
+    for (const char* kernel : {"nce_sums_kernel", "nce_gradients_kernel"}) {  // their shared memory holds the entries
+      std::printf("%s %s %s 256 - %d %d 0\n", kernel, type, architecture, nce_threads, nce_blocks_an_sm);
+    }
     print_classify(type, architecture);
   }
 }
