@@ -41,6 +41,7 @@ _SYMPY = re.compile(
     "Symbol|Integer|Float|Rational|Mul|Add|Pow|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|CeilToInt"
     "|FloorToInt|TruncToInt|IntTrueDiv|FloatTrueDiv|FloatPow|PowByNatural|ToFloat|Max|Min|Where|Eq|Ne|Lt|Le|Gt|Ge"
     "|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|true|false"
+    "|min|max"  # in guards as torch 2.11 writes them
 )
 _ARITHMETIC = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop)
 _TREES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}

@@ -58,7 +58,7 @@ def attend_projected(
     check_attend_projected(pixels, pixel_pe, query, key_weight, value_weight, num_heads)
     images = pixels.shape[0]
     # The groups of an image are only more entries to it.
-    rows = query.unflatten(0, (-1, images)).transpose(0, 1).flatten(1, 2)
+    rows = query.reshape(-1, images, *query.shape[1:]).transpose(0, 1).flatten(1, 2)
     arguments = (pixels, pixel_pe, rows, key_weight, value_weight, num_heads)
     name = select("attend_projected", pixels)
     if name == "reference":
@@ -67,7 +67,7 @@ def attend_projected(
         mixed = attend_projected_sdpa(*arguments)
     else:
         mixed, _ = torch.ops.d2ls_fast.attend_projected(*arguments)
-    return mixed.unflatten(1, (-1, query.shape[1])).transpose(0, 1).flatten(0, 1)
+    return mixed.reshape(images, -1, *query.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 def attend_projected_definition(
