@@ -14,7 +14,7 @@ from rich.progress import track
 from d2ls_fast.benchmarks.cuda_resources.table import Plan, Row, Table
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-FILES = ("attend", "refine", "refine_attend", "classify")
+FILES = ("attend", "refine", "refine_attend", "classify", "dictionary_step")
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
 TYPES = {"Bf16": "bf16", "Fp16": "fp16", "RoundedFloat32": "tf32", "Float32": "fp32"}
@@ -94,6 +94,7 @@ _PLANNED = re.compile(
     r"INS0_(?:4HalfINS0_4(Bf16|Fp16)EEE|\d+(RoundedFloat32|Float32)E)"
     r"NS0_\d(Ampere|Hopper|Blackwell)ELi(\d+)E(?:Lb([01])E)?"
 )
+_STEP = re.compile(r"\d+(dictionary_step_kernel)I(?:NS0_4(Bf16|Fp16)E|f)E")
 _CLASSIFY = re.compile(r"\d+(classify_pixels_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ELb([01])E")
 
 
@@ -105,6 +106,8 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _CLASSIFY.search(symbol):
         kernel, half, units, labels = match.groups()
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "labels" if labels == "1" else "logits"
+    if match := _STEP.search(symbol):
+        return match[1], TYPES[match[2] or "Float32"], target, 256, "-"
     return ("merge_chunks", "fp32", target, 256, "-") if "merge_chunks" in symbol else None
 
 

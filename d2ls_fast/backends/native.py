@@ -27,7 +27,7 @@ _OPERATORS = (
 # On a GPU the projected form is the library's own attention.
 _CPU_OPERATORS = (*_OPERATORS, "attend_projected", "refine_projected")
 # Of csrc/cuda: kinds of GPU, and what fits into shared memory and registers.
-_CUDA_OPERATORS = ("attend", "refine", "refine_attend", "classify", "classify_labels")
+_CUDA_OPERATORS = ("attend", "refine", "refine_attend", "dictionary_step", "classify", "classify_labels")
 _CUDA_MAJORS = (8, 9, 10)
 _CUDA_CHANNELS = 256
 _CUDA_ENTRIES = 64
@@ -108,7 +108,8 @@ class Cuda:
         if call.channels % 16 or not 0 < call.channels <= _CUDA_CHANNELS:
             reason = f"the kernels take channels in multiples of 16 up to {_CUDA_CHANNELS}, got {call.channels}"
             return Support(False, reason)
-        entries = _CUDA_ENTRIES_FLOAT if call.dtype == torch.float32 else _CUDA_ENTRIES
+        float_pixels = call.dtype == torch.float32 and call.operator != "dictionary_step"
+        entries = _CUDA_ENTRIES_FLOAT if float_pixels else _CUDA_ENTRIES
         if call.operator.startswith("classify"):
             entries = _CUDA_VECTORS
         if call.entries > entries:

@@ -40,6 +40,11 @@ def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
     return result
 
 
+def dictionary_step(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.cuda_dictionary_step(*arguments)
+    return result
+
+
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:
     """[N, C] where all images have the same encoding, so that one expanded over the batch is not copied out."""
     if pixel_pe.dim() == 3 and (pixel_pe.shape[0] == 1 or pixel_pe.stride(0) == 0):

@@ -26,6 +26,8 @@ BF16 = torch.bfloat16
         (Call("attend", "cuda", BF16, 20, 0), "multiples of 16"),
         (Call("refine", "cuda", BF16, 256, 65), "up to 64 entries"),
         (Call("refine", "cuda", torch.float32, 256, 33), "up to 32 entries"),
+        (Call("dictionary_step", "cuda", torch.float32, 256, 64), ""),
+        (Call("dictionary_step", "cuda", torch.float32, 256, 65), "up to 64 entries"),
         (Call("classify_labels", "cuda", BF16, 256, 1280), ""),
         (Call("classify", "cuda", BF16, 256, 1281), "up to 1280"),
         (Call("fuse_pyramid", "cuda", BF16, 256, 0), "no CUDA kernel for fuse_pyramid"),
@@ -69,7 +71,7 @@ def test_a_gpu_of_another_kind_is_named() -> None:
 
 
 def test_its_operators_have_the_schemas_of_the_others() -> None:
-    for name in ("attend", "refine", "refine_attend", "classify", "classify_labels"):
+    for name in ("attend", "refine", "refine_attend", "dictionary_step", "classify", "classify_labels"):
         operator, own = getattr(torch.ops.d2ls_fast, name), getattr(torch.ops.d2ls_fast, f"{name}_cuda")
         assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)
     with pytest.raises(NotImplementedError, match="CPU"):

@@ -3,6 +3,7 @@
 
 #include "cuda/attend.cuh"
 #include "cuda/classify.cuh"
+#include "cuda/dictionary_step.cuh"
 #include "cuda/merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
@@ -50,6 +51,8 @@ void print_channels(const char* architecture) {
   std::printf("merge_chunks fp32 %s 256 - %d 1 0\n", architecture, merge_threads);
   for (const char* type : {"bf16", "fp16", "fp32"}) {
     print_classify(type, architecture);
+    // Its shared memory holds the entries.
+    std::printf("dictionary_step_kernel %s %s 256 - %d 1 0\n", type, architecture, step_threads);
   }
 }
 
