@@ -14,7 +14,7 @@ from rich.progress import track
 from d2ls_fast.benchmarks.cuda_resources.table import Plan, Row, Table
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-FILES = ("attend", "refine", "refine_attend", "classify", "dictionary_step")
+FILES = ("attend", "refine", "refine_attend", "classify", "dictionary_step", "interact")
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
 TYPES = {"Bf16": "bf16", "Fp16": "fp16", "RoundedFloat32": "tf32", "Float32": "fp32"}
@@ -90,7 +90,7 @@ def parsed(usage: str, sass: str, target: str) -> dict[Key, Taken]:
 
 # Mangled names of attend_chunk<AttendPlan<Half<Bf16>, Hopper, 256>, Hopper>, classify_pixels_kernel<Bf16, 16, true>.
 _PLANNED = re.compile(
-    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk)INS0_\d+\w+?Plan"
+    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk|interact_kernel)INS0_\d+\w+?Plan"
     r"INS0_(?:4HalfINS0_4(Bf16|Fp16)EEE|\d+(RoundedFloat32|Float32)E)"
     r"NS0_\d(Ampere|Hopper|Blackwell)ELi(\d+)E(?:Lb([01])E)?"
 )

@@ -64,6 +64,29 @@ Error launch_together(const Device& device, void (*kernel)(Arguments), int64_t b
 #endif
 }
 
+// How many blocks of `kernel` the device runs at once.
+template <class Arguments>
+Error room_for(const Device& device, void (*kernel)(Arguments), int threads, uint32_t shared_bytes, int64_t* blocks) {
+#ifdef __CUDACC__
+  int each = 0;
+  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(shared_bytes));
+  if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
+  }
+  *blocks = static_cast<int64_t>(each) * device.multiprocessors;
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+#else
+  static_cast<void>(kernel);
+  static_cast<void>(threads);
+  static_cast<void>(shared_bytes);
+  *blocks = device.multiprocessors;
+  return "";
+#endif
+}
+
+inline int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Zeros, in the stream's order.
 inline Error clear(const Device& device, void* memory, size_t bytes) {
 #ifdef __CUDACC__

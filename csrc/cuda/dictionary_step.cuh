@@ -23,7 +23,7 @@ D2LS_KERNEL(step_threads, 1) dictionary_step_kernel(StepArguments a) {
   const StepShape& s = a.call.shape;
   const int group = static_cast<int>(block_index() / a.members);
   const Crew crew{static_cast<int>(block_index() % a.members), a.members, 0};
-  GroupBarrier barrier{a.counters + group * counter_words, static_cast<uint32_t>(a.members)};
+  GroupBarrier barrier{a.counters, group, static_cast<uint32_t>(a.members)};
   const int64_t tokens = s.entries * s.channels, rows = s.heads * tokens;
   const auto of_image = [](void* matrix, int64_t start) {
     return matrix == nullptr ? nullptr : static_cast<T*>(matrix) + start;

@@ -36,8 +36,8 @@ inline Type type_of(const Tensor& pixels, bool tf32) {
 
 // The device of a tensor, made the current one while this lives, and its current stream.
 struct OnDevice {
-  explicit OnDevice(const Tensor& tensor) : guard(tensor.get_device_index()) {
-    const int index = tensor.get_device_index();
+  explicit OnDevice(const Tensor& tensor) : OnDevice(tensor.get_device_index()) {}
+  explicit OnDevice(int32_t index) : guard(index) {
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "d2ls_fast: no current CUDA stream");
     device.stream = static_cast<cudaStream_t>(stream);

@@ -27,7 +27,7 @@ _OPERATORS = (
 # On a GPU the projected form is the library's own attention.
 _CPU_OPERATORS = (*_OPERATORS, "attend_projected", "refine_projected")
 # Of csrc/cuda: kinds of GPU, and what fits into shared memory and registers.
-_CUDA_OPERATORS = ("attend", "refine", "refine_attend", "dictionary_step", "classify", "classify_labels")
+_CUDA_OPERATORS = ("attend", "refine", "refine_attend", "dictionary_step", "interact", "classify", "classify_labels")
 _CUDA_MAJORS = (8, 9, 10)
 _CUDA_CHANNELS = 256
 _CUDA_ENTRIES = 64

@@ -27,6 +27,7 @@ _PLAIN_FORMS: dict[str, tuple[str, str, tuple[int, ...] | None]] = {
     "dictionary_step_backward": ("_folding", "plain_backward", None),
     "fuse_pyramid": ("fuse_pyramid", "fuse_pyramid_definition", None),
     "fuse_pyramid_backward": ("fuse_pyramid", "plain_backward", None),
+    "interact": ("interact", "interact_definition", None),
     "nce_sums": ("_nce", "nce_sums_definition", None),
     "nce_sums_backward": ("_nce", "nce_sums_backward", None),
     "refine": ("refine", "refine_definition", None),

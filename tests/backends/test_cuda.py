@@ -71,7 +71,8 @@ def test_a_gpu_of_another_kind_is_named() -> None:
 
 
 def test_its_operators_have_the_schemas_of_the_others() -> None:
-    for name in ("attend", "refine", "refine_attend", "dictionary_step", "classify", "classify_labels"):
+    names = ("attend", "refine", "refine_attend", "dictionary_step", "interact", "classify", "classify_labels")
+    for name in names:
         operator, own = getattr(torch.ops.d2ls_fast, name), getattr(torch.ops.d2ls_fast, f"{name}_cuda")
         assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)
     with pytest.raises(NotImplementedError, match="CPU"):

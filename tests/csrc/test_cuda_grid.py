@@ -23,7 +23,7 @@ struct Arguments {
 
 // Every block writes its number, then sums all of them.
 D2LS_KERNEL(32, 1) sum_of_blocks(Arguments a) {
-  GroupBarrier barrier{a.counter, static_cast<uint32_t>(a.members)};
+  GroupBarrier barrier{a.counter, 0, static_cast<uint32_t>(a.members)};
   a.numbers[block_index()] = static_cast<int>(block_index()) + 1;
   if (a.meets) barrier.meet();
   int sum = 0;

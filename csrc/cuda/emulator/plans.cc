@@ -4,6 +4,7 @@
 #include "cuda/attend.cuh"
 #include "cuda/classify.cuh"
 #include "cuda/dictionary_step.cuh"
+#include "cuda/interact.cuh"
 #include "cuda/merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
@@ -23,6 +24,7 @@ void print_all(const char* type, const char* architecture) {
   print<RefinePlan<Kind, Architecture, C, false>>("refine_chunk", type, architecture, "blocks");
   if constexpr (sizeof(typename Kind::Number) == 2 && Architecture::large_shared_memory) {
     print<RefineAttendPlan<Kind, Architecture, C>>("refine_attend_chunk", type, architecture, "-");
+    print<InteractPlan<Kind, Architecture, C>>("interact_kernel", type, architecture, "-");
   }
 }
 

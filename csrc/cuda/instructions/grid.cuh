@@ -28,10 +28,13 @@ D2LS_DEVICE void wait_for_count(const uint32_t* counter, uint32_t count) {
 #endif
 }
 
+constexpr int counter_words = 32;  // a counter has a line of its own
+
 // Every block of a group comes equally often. The counter starts as zero and only grows, so that nobody has to reset it
 // while others still look at it.
 struct GroupBarrier {
-  uint32_t* counter;
+  uint32_t* counters;  // of all groups, counter_words apart
+  int group;
   uint32_t members;
   uint32_t awaited = 0;
 
@@ -39,13 +42,12 @@ struct GroupBarrier {
     awaited += members;
     block_barrier();
     if (thread_index() == 0) {
+      uint32_t* counter = counters + from_here(group) * counter_words;
       count_in(counter);
       wait_for_count(counter, awaited);
     }
     block_barrier();
   }
 };
-
-constexpr int counter_words = 32;  // a counter has a line of its own
 
 }  // namespace d2ls::cuda

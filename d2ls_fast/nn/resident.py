@@ -1,0 +1,47 @@
+"""The whole interaction in one kernel that holds the pixels on chip, for inference; see ``ops/interact.py``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from d2ls_fast.backends import current as current_backend
+from d2ls_fast.ops.interact import Interacted, LookUpdate, Refinement, interact, why_not
+
+if TYPE_CHECKING:
+    from d2ls_fast.nn.cross_attention import CrossAttention
+    from d2ls_fast.nn.interaction import AlternatingCrossAttention, InteractionStage
+
+
+def serves(interaction: AlternatingCrossAttention, pixels: Tensor, dictionary: Tensor) -> bool:
+    """Whether the kernel does it: the back end cuda is asked for, no gradient is, and an image fits the device."""
+    if current_backend() != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    stages = _stages(interaction)
+    if stages[0].pixel_attention is None or dictionary.shape[0] != pixels.shape[0]:
+        return False
+    device, attention = pixels.device, interaction.looks[0]
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else pixels.dtype
+    sizes = (dictionary.shape[1], attention.num_heads, attention.q_proj.out_features, len(stages))
+    return not why_not(device, dtype, pixels.shape[1], pixels.shape[2], *sizes)
+
+
+def run(interaction: AlternatingCrossAttention, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interacted:
+    """All stages, and the last look if there is one."""
+    stages = _stages(interaction)
+    norms = [stage.dictionary_norm for stage in stages]
+    if interaction.final_norm is not None:
+        norms.append(interaction.final_norm)
+    looks = [LookUpdate(look.look(), look.update(norm)) for look, norm in zip(interaction.looks, norms, strict=True)]
+    refinements = []
+    for stage in stages:
+        attention, norm = cast("CrossAttention", stage.pixel_attention), cast("nn.LayerNorm", stage.pixel_norm)
+        refinements.append(Refinement(attention.entries(), attention.out_proj.bias, norm.weight, norm.bias))
+    return interact(pixels, pixel_pe, dictionary, looks, refinements, interaction.looks[0].num_heads, norms[0].eps)
+
+
+def _stages(interaction: AlternatingCrossAttention) -> list[InteractionStage]:
+    return cast("list[InteractionStage]", list(interaction.layers))

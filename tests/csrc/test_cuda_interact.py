@@ -1,0 +1,97 @@
+"""interact by the resident CUDA kernel, in its emulator: blocks of an image wait for each other, images do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accuracy import assert_accurate
+from cuda_emulator import Device
+from cuda_emulator_interact import interact, why_not
+from cuda_emulator_step import StepShape
+from interact_calls import Case
+
+from d2ls_fast.ops.interact import Interacted
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+NAMES = ("dictionary", "pixels", "stage dictionaries")
+
+
+def emulated(case: Case, device: Device, keep_pixels: bool = True) -> Interacted:
+    return interact(*case.arguments(), case.heads, device, keep_pixels)
+
+
+def check(case: Case, device: Device) -> None:
+    results = emulated(case, device)
+    assert_accurate(NAMES, results, case.defined(case.dtype), case.defined(torch.float64), case.dtype)
+
+
+CASES: dict[str, tuple[Case, Device]] = {
+    "one pixel": (Case(1, 1, 1, 2, 16, 8, 1), Device(9)),
+    "one block, the second warpgroup has nothing": (Case(1, 50, 2, 3, 32, 16, 2), Device(9)),
+    "three blocks": (Case(1, 300, 2, 7, 64, 32, 3), Device(9, 3)),
+    "two images in two waves": (Case(2, 133, 2, 5, 48, 16, 2, shared_pe=False), Device(9, 3)),
+    "five images in two waves": (Case(5, 65, 1, 8, 32, 8, 1), Device(9, 3)),
+    "no last look": (Case(1, 129, 2, 4, 64, 32, 2, last_look=False), Device(9, 2)),
+    "fp16": (Case(1, 203, 4, 8, 64, 32, 2, FP16), Device(9, 5)),
+    "one head, sixty entries": (Case(1, 140, 1, 60, 64, 16, 1), Device(9, 2)),
+    "Blackwell": (Case(2, 150, 2, 7, 64, 32, 2), Device(10, 4)),
+    "model width": (Case(1, 130, 8, 7, 256, 128, 1), Device(9, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_the_definition(name: str) -> None:
+    check(*CASES[name])
+
+
+@pytest.mark.parametrize("major", [9, 10])
+def test_any_order_of_events_gives_the_same_bits(major: int) -> None:
+    case = Case(2, 190, 2, 7, 64, 32, 2)
+    orders = [Device(major, 4, early, descending) for early in (False, True) for descending in (False, True)]
+    first, *others = (emulated(case, device) for device in (*orders, Device(major, 2)))
+    check(case, orders[0])
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_pixels_that_nobody_wants_are_not_written() -> None:
+    case = Case(1, 100, 2, 4, 32, 16, 2)
+    kept, left = (emulated(case, Device(9), keep) for keep in (True, False))
+    assert left.pixels.isnan().all()
+    assert torch.equal(kept.dictionary, left.dictionary)
+
+
+SHAPE = (8, 7, 256, 128)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "pixels", "shape", "stages", "reason"),
+    [
+        (Device(9, 132), BF16, 128 * 128, SHAPE, 3, ""),
+        (Device(9, 132), FP16, 132 * 128, SHAPE, 6, ""),
+        (Device(10, 148), BF16, 148 * 128, SHAPE, 3, ""),
+        (
+            Device(9, 132),
+            BF16,
+            132 * 128 + 1,
+            SHAPE,
+            3,
+            "takes 133 blocks .* holds 132 at once",
+        ),
+        (Device(8, 108), BF16, 64, SHAPE, 3, "compute capability 9 and 10 have; this device has 8"),
+        (Device(9, 132), FP32, 64, SHAPE, 3, "bfloat16 and float16 pixels"),
+        (Device(9, 132), BF16, 64, (8, 9, 256, 128), 3, "up to 64 rows .* got 8 x 9"),
+        (Device(9, 132), BF16, 64, (1, 64, 64, 64), 3, "the dictionary step takes 32768 bytes"),
+        (Device(9, 132), BF16, 64, (8, 7, 264, 128), 3, "multiples of 16 up to 256, got 264"),
+        (Device(9, 132), BF16, 64, SHAPE, 7, "1 to 6 stages"),
+    ],
+)
+def test_what_fits(
+    device: Device, dtype: torch.dtype, pixels: int, shape: tuple[int, int, int, int], stages: int, reason: str
+) -> None:
+    answer = why_not(device, dtype, pixels, StepShape(*shape, 1e-5), stages, stages + 1)
+    if not reason:
+        assert answer == ""
+    else:
+        with pytest.raises(AssertionError, match=reason):
+            raise AssertionError(answer)
