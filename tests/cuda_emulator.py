@@ -21,6 +21,17 @@ CUDA = ROOT / "csrc" / "cuda"
 FLAGS = ["-std=c++17", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
 TYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 TF32 = 1
+OPERATORS = (
+    "attend",
+    "refine",
+    "refine_attend",
+    "classify",
+    "classify_gradients",
+    "segmentation_sums",
+    "segmentation_gradients",
+    "dictionary_step",
+    "interact",
+)
 
 
 class CDevice(ctypes.Structure):
@@ -85,7 +96,7 @@ def library() -> ctypes.CDLL:
 
 def loaded(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
-    for name in ("attend", "refine", "refine_attend", "classify", "dictionary_step", "interact"):
+    for name in OPERATORS:
         if not hasattr(result, f"d2ls_emulate_{name}"):
             continue
         getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p

@@ -14,7 +14,17 @@ from rich.progress import track
 from d2ls_fast.benchmarks.cuda_resources.table import Plan, Row, Table
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-FILES = ("attend", "refine", "refine_attend", "classify", "dictionary_step", "interact")
+FILES = (
+    "attend",
+    "refine",
+    "refine_attend",
+    "classify",
+    "classify_gradients",
+    "segmentation_sums",
+    "segmentation_gradients",
+    "dictionary_step",
+    "interact",
+)
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
 TYPES = {"Bf16": "bf16", "Fp16": "fp16", "RoundedFloat32": "tf32", "Float32": "fp32"}
@@ -97,6 +107,9 @@ _PLANNED = re.compile(
 _STEP = re.compile(r"\d+(dictionary_step_kernel)I(?:NS0_4(Bf16|Fp16)E|f)E")
 _CLASSIFY = re.compile(r"\d+(classify_pixels_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ELb([01])E")
 
+_GRADIENTS = re.compile(r"\d+(classify_gradients_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ENS0_\d+(Given|Loss)GradientE")
+_SUMS = re.compile(r"\d+(segmentation_sums_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)EE")
+
 
 def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _PLANNED.search(symbol):
@@ -108,7 +121,16 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "labels" if labels == "1" else "logits"
     if match := _STEP.search(symbol):
         return match[1], TYPES[match[2] or "Float32"], target, 256, "-"
-    return ("merge_chunks", "fp32", target, 256, "-") if "merge_chunks" in symbol else None
+    if match := _GRADIENTS.search(symbol):
+        kernel, half, units, source = match.groups()
+        return kernel, TYPES[half or "Float32"], target, 16 * int(units), "loss" if source == "Loss" else "logits"
+    if match := _SUMS.search(symbol):
+        kernel, half, units = match.groups()
+        return kernel, TYPES[half or "Float32"], target, 16 * int(units), "-"
+    for kernel in ("merge_chunks", "sum_parts_kernel"):
+        if kernel in symbol:
+            return kernel, "fp32", target, 256, "-"
+    return None
 
 
 def _key(plan: Plan) -> Key:

@@ -11,6 +11,7 @@ from d2ls_fast.files import replacing
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 NAME = "cuda_resources"
+SECOND_STAGES = ("merge_chunks", "sum_parts_kernel")  # of sums over pixels
 SHARED = {"sm_80": 163, "sm_90a": 227, "sm_100": 227}  # KiB that the blocks of an SM share
 
 
@@ -34,12 +35,14 @@ class Plan:
     @property
     def hot(self) -> bool:
         """Whether it must not spill: the kernels of the model in its usual precision."""
-        return self.kernel == "merge_chunks" or (self.type in ("bf16", "fp16") and self.variant != "blocks")
+        return self.kernel in SECOND_STAGES or (self.type in ("bf16", "fp16") and self.variant != "blocks")
 
     @property
     def multiplies(self) -> bool:
         """Whether it uses matrix instructions."""
-        return self.kernel not in ("merge_chunks", "classify_pixels_kernel", "dictionary_step_kernel")
+        return self.kernel not in SECOND_STAGES and not self.kernel.startswith(
+            ("classify", "segmentation", "dictionary_step")
+        )
 
 
 @dataclass(frozen=True)

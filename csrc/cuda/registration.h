@@ -64,6 +64,11 @@ class Kept {
     return static_cast<const float*>(pointer(tensor, numel, name));
   }
 
+  const int64_t* integers(const Tensor& tensor, int64_t numel, const char* name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long, "d2ls_fast: ", name, " must be int64");
+    return static_cast<const int64_t*>(pointer(tensor, numel, name));
+  }
+
  private:
   const void* pointer(const Tensor& tensor, int64_t numel, const char* name) {
     STD_TORCH_CHECK(tensor.numel() == numel, "d2ls_fast: ", name, " must have ", numel, " elements, got ",

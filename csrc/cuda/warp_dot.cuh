@@ -5,22 +5,6 @@
 
 namespace d2ls::cuda {
 
-D2LS_DEVICE float warp_sum(float value) {
-  D2LS_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) {
-    value += shuffle_xor(value, mask);
-  }
-  return value;
-}
-
-D2LS_DEVICE float warp_max(float value) {
-  D2LS_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) {
-    value = fmaxf(value, shuffle_xor(value, mask));
-  }
-  return value;
-}
-
 D2LS_DEVICE Four load_four(const float* from) { return *reinterpret_cast<const Four*>(from); }
 
 D2LS_DEVICE Four sum_of(const Four& a, const Four& b) {

@@ -27,12 +27,22 @@ _OPERATORS = (
 # On a GPU the projected form is the library's own attention.
 _CPU_OPERATORS = (*_OPERATORS, "attend_projected", "refine_projected")
 # Of csrc/cuda: kinds of GPU, and what fits into shared memory and registers.
-_CUDA_OPERATORS = ("attend", "refine", "refine_attend", "dictionary_step", "interact", "classify", "classify_labels")
+_CUDA_OPERATORS = (
+    "attend",
+    "refine",
+    "refine_attend",
+    "dictionary_step",
+    "interact",
+    "classify",
+    "classify_labels",
+    "segmentation_loss",
+)
 _CUDA_MAJORS = (8, 9, 10)
 _CUDA_CHANNELS = 256
 _CUDA_ENTRIES = 64
 _CUDA_ENTRIES_FLOAT = 32
 _CUDA_VECTORS = 1280  # class vectors of 16 floats
+CUDA_GRADIENT_VECTORS = 400  # with their gradients
 _TRITON_VECTORS = 256  # the scores of a sub-pixel for all class vectors are one register tile where the loss needs them
 
 
@@ -86,7 +96,7 @@ class Triton:
 
 
 class Cuda:
-    """CUDA kernels of the compiled extension, forward only; chosen by name alone until they have run on a GPU."""
+    """CUDA kernels of the compiled extension, chosen by name alone until they have run on a GPU."""
 
     name = "cuda"
 
@@ -112,6 +122,8 @@ class Cuda:
         entries = _CUDA_ENTRIES_FLOAT if float_pixels else _CUDA_ENTRIES
         if call.operator.startswith("classify"):
             entries = _CUDA_VECTORS
+        elif call.operator == "segmentation_loss":
+            entries = CUDA_GRADIENT_VECTORS
         if call.entries > entries:
             return Support(False, f"the kernels take up to {entries} entries or class vectors, got {call.entries}")
         return _dtype_support(call)

@@ -1,6 +1,6 @@
 """The CUDA kernels of the compiled extension, with the arguments that the operators have.
 
-Forward only: gradients come from the operators' own backward kernels (Triton's, or plain PyTorch).
+Where an operator has no backward here, its gradients come from Triton's kernels or plain PyTorch.
 """
 
 from __future__ import annotations
@@ -48,6 +48,24 @@ def dictionary_step(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
 def interact(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.cuda_interact(pixels, _shared_encoding(pixel_pe), *more)
     return result
+
+
+def classify_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_classify_backward(*arguments)
+    return gradients
+
+
+def segmentation_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    *sums, wrong = torch.ops.d2ls_fast.cuda_segmentation_sums(*arguments)
+    classes, ignore_index = sums[1].shape[0], arguments[7]
+    expected = f"target must hold classes from 0 to {classes - 1} or ignore_index {ignore_index}"
+    torch._assert_async(wrong == 0, expected)  # no wait for the device
+    return tuple(sums)
+
+
+def segmentation_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_segmentation_sums_backward(*arguments)
+    return gradients
 
 
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.backends.native import CUDA_GRADIENT_VECTORS
 from d2ls_fast.ops import _cuda
 from d2ls_fast.ops._classify import classify_definition, classify_labels_definition, empty_labels, plain_backward
 from d2ls_fast.ops._library import LIBRARY, define, operator_of
@@ -186,6 +187,12 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return kernel.classify_backward(kernel.Inputs(*arguments[:4], *arguments[5:]), arguments[4])
 
 
+def _cuda_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    fits = arguments[3].shape[1] <= CUDA_GRADIENT_VECTORS
+    gradients: tuple[Tensor, ...] = (_cuda.classify_backward if fits else _GPU[2])(*arguments)
+    return gradients
+
+
 def _where_it_fits(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     """The Triton kernel, or plain PyTorch for pixels it does not take (a forced back end refuses those instead)."""
 
@@ -235,4 +242,4 @@ if importlib.util.find_spec("triton") is not None:
 
 _register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
-_register("_cuda", cpu=(None, None, None), cuda=(_cuda.classify, _cuda.classify_labels, _GPU[2]))
+_register("_cuda", cpu=(None, None, None), cuda=(_cuda.classify, _cuda.classify_labels, _cuda_backward))

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import select
+from d2ls_fast.ops import _cuda
 from d2ls_fast.ops._classify import classify_definition
 from d2ls_fast.ops._classify import plain_backward as classify_plain_backward
-from d2ls_fast.ops._library import LIBRARY, define
+from d2ls_fast.ops._library import LIBRARY, define, operator_of
 from d2ls_fast.ops._segmentation import (
     Compat,
     SegmentationSums,
@@ -129,10 +130,8 @@ def segmentation_sums(
     if name in ("reference", "torch"):
         sums = segmentation_sums_definition(*arguments, prototypes, reduction, eps)
     else:
-        namespace = torch.ops.d2ls_fast
-        operator = namespace.segmentation_sums_triton if name == "triton" else namespace.segmentation_sums
         try:
-            sums = operator(*arguments, prototypes, reduction, eps)
+            sums = operator_of("segmentation_sums", name)(*arguments, prototypes, reduction, eps)
         except RuntimeError as error:
             wrong_label = re.search("target must hold classes.*", str(error))
             if wrong_label is None:
@@ -333,3 +332,4 @@ if importlib.util.find_spec("triton") is not None:
 
 _register("", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
+_register("_cuda", cpu=(None, None), cuda=(_cuda.segmentation_sums, _cuda.segmentation_sums_backward))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +13,7 @@ from d2ls_fast.backends import backends as list_backends
 from d2ls_fast.backends import select
 from d2ls_fast.backends.base import Call, Support
 from d2ls_fast.backends.native import Cuda
+from d2ls_fast.ops import _cuda
 
 BF16 = torch.bfloat16
 
@@ -30,6 +32,8 @@ BF16 = torch.bfloat16
         (Call("dictionary_step", "cuda", torch.float32, 256, 65), "up to 64 entries"),
         (Call("classify_labels", "cuda", BF16, 256, 1280), ""),
         (Call("classify", "cuda", BF16, 256, 1281), "up to 1280"),
+        (Call("segmentation_loss", "cuda", torch.float32, 256, 400), ""),
+        (Call("segmentation_loss", "cuda", BF16, 256, 401), "up to 400"),
         (Call("fuse_pyramid", "cuda", BF16, 256, 0), "no CUDA kernel for fuse_pyramid"),
         (Call("attend", "cpu", BF16, 256, 0), "tensors are on cpu"),
         (Call("attend", "cuda", torch.float64, 256, 0), "float64"),
@@ -71,9 +75,20 @@ def test_a_gpu_of_another_kind_is_named() -> None:
 
 
 def test_its_operators_have_the_schemas_of_the_others() -> None:
-    names = ("attend", "refine", "refine_attend", "dictionary_step", "interact", "classify", "classify_labels")
-    for name in names:
+    steps = ("attend", "refine", "refine_attend", "dictionary_step", "interact")
+    for name in (*steps, "classify", "classify_labels", "segmentation_sums"):
         operator, own = getattr(torch.ops.d2ls_fast, name), getattr(torch.ops.d2ls_fast, f"{name}_cuda")
         assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)
     with pytest.raises(NotImplementedError, match="CPU"):
         torch.ops.d2ls_fast.attend_cuda(torch.zeros(1, 2, 16), torch.zeros(2, 16), torch.zeros(1, 2, 16))
+
+
+@pytest.mark.parametrize(("vectors", "served"), [(400, "cuda"), (401, "others")])
+def test_gradients_of_many_class_vectors_are_left_to_other_kernels(vectors: int, served: str) -> None:
+    module = importlib.import_module("d2ls_fast.ops.classify")
+    hyper = torch.empty(1, vectors, 1)
+    with (
+        patch.object(_cuda, "classify_backward", lambda *_: ("cuda",)),
+        patch.object(module, "_GPU", (None, None, lambda *_: ("others",))),
+    ):
+        assert module._cuda_backward(hyper, hyper, hyper, hyper) == (served,)

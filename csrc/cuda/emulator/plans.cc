@@ -3,11 +3,14 @@
 
 #include "cuda/attend.cuh"
 #include "cuda/classify.cuh"
+#include "cuda/classify_gradients.cuh"
 #include "cuda/dictionary_step.cuh"
 #include "cuda/interact.cuh"
 #include "cuda/merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
+#include "cuda/segmentation_sums.cuh"
+#include "cuda/sum_parts.cuh"
 
 namespace d2ls::cuda {
 
@@ -41,8 +44,14 @@ void print_classify(const char* type, const char* architecture) {
   for (const int channels : {64, 256}) {
     for (const char* variant : {"logits", "labels"}) {
       std::printf("classify_pixels_kernel %s %s %d %s %d %d %d\n", type, architecture, channels, variant,
-                  classify_threads, 2, 0);
+                  classify_threads, classify_blocks_an_sm, 0);
     }
+    for (const char* variant : {"logits", "loss"}) {
+      std::printf("classify_gradients_kernel %s %s %d %s %d %d %d\n", type, architecture, channels, variant,
+                  gradient_threads, gradient_blocks_an_sm, 0);
+    }
+    std::printf("segmentation_sums_kernel %s %s %d - %d %d %d\n", type, architecture, channels, sums_threads,
+                sums_blocks_an_sm, 0);
   }
 }
 
@@ -51,6 +60,7 @@ void print_channels(const char* architecture) {
   print_types<Architecture, 64>(architecture);
   print_types<Architecture, 256>(architecture);
   std::printf("merge_chunks fp32 %s 256 - %d 1 0\n", architecture, merge_threads);
+  std::printf("sum_parts_kernel fp32 %s 256 - %d 1 %u\n", architecture, sum_threads, sum_shared_bytes);
   for (const char* type : {"bf16", "fp16", "fp32"}) {
     print_classify(type, architecture);
     // Its shared memory holds the entries.

@@ -110,4 +110,21 @@ D2LS_DEVICE float quad_sum(float value) {
   return value + shuffle_xor(value, 2);
 }
 
+// Over a warp, the same in all of its lanes.
+D2LS_DEVICE float warp_sum(float value) {
+  D2LS_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    value += shuffle_xor(value, mask);
+  }
+  return value;
+}
+
+D2LS_DEVICE float warp_max(float value) {
+  D2LS_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) {
+    value = fmaxf(value, shuffle_xor(value, mask));
+  }
+  return value;
+}
+
 }  // namespace d2ls::cuda
