@@ -53,6 +53,13 @@ class Case:
         pe = normal(n, c) if self.shared_pe else normal(b, n, c)
         return normal(b, n, c).to(self.dtype), pe.to(self.dtype), normal(b, self.entries, c), looks, refinements
 
+    def classifier(self) -> list[Tensor]:
+        """Weights and biases of the hypernetwork's three layers, then those of the upsampler's norm."""
+        c, generator = self.channels, torch.Generator().manual_seed(self.channels)
+        shapes = [(c, c), (c,), (c, c), (c,), (c // 16, c), (c // 16,), (c // 4,), (c // 4,)]
+        tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+        return [t / c**0.5 if t.dim() == 2 else t for t in tensors]
+
     def defined(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """By the definition, with the pixels in ``dtype``."""
         pixels, pe, dictionary, looks, refinements = self.arguments()

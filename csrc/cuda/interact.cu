@@ -80,6 +80,9 @@ Error run(const Device& device, const InteractCall& call, float* scratch, int64_
            " stages and as many looks or one more, got " + std::to_string(call.stages) + " and " +
            std::to_string(call.looks);
   }
+  if (call.classify.labels != nullptr && call.looks == call.stages) {
+    return "the resident kernel makes labels after a last look only";
+  }
   return by_plan(device, call, [&](auto plan, auto architecture) -> Error {
     using Plan = decltype(plan);
     using Architecture = decltype(architecture);

@@ -5,6 +5,8 @@
 // other. Of a look a block leaves its part of the softmax, 57 KB for 56 rows; an item of mix_context puts one row of all
 // parts together, in their order, so that results repeat bit for bit.
 //
+// Labels, where wanted, cost two more meetings and a read of the pixels less than a launch of their own.
+//
 // What 1 x 512x512 should take (16,384 pixels, 128 blocks; 8 heads x 7 entries, C = 256, 3 stages and a last look), to be
 // measured: 16 meetings of about 1.2 us (an atomic and a poll in L2), 20 us; 4 looks and 3 updates of two tiles, 64 pixels
 // x 64 rows x 256 channels twice each, 4 us for products that wait for each other and the softmax between them, 7 x 2 us;
@@ -12,8 +14,7 @@
 // 36 KB a block, 4 x 3 us; loading rows, 4 x 1 us; x and pe from memory, 16 MB, 5 us: about 67 us.
 #pragma once
 
-#include "cuda/instructions/grid.cuh"
-#include "cuda/interact_tile.cuh"
+#include "cuda/interact_labels.cuh"
 
 namespace d2ls::cuda {
 
@@ -86,6 +87,13 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) interact_kernel(InteractArguments a) {
       fold_rows<T>(s, update, call.refine[refines ? updates - 1 : 0].entries, call.look[looks ? updates : 0].look,
                    entries, to, crew);
       if (!refines && !looks) {
+        if (call.classify.labels != nullptr) {
+          constexpr uint32_t vectors = Plan::query;  // behind 64 entries, if they are so many
+          class_vectors<Plan::channels / 16>(s, call.hyper, shared.hidden, vectors, crew, barrier);
+          if (!tile.empty()) {
+            label_tile(tile, call.classify, image(), vectors);
+          }
+        }
         break;
       }
       barrier.meet();

@@ -2,6 +2,7 @@
 // See d2ls_fast/ops/interact.py for what it computes.
 #pragma once
 
+#include "cuda/classify.h"
 #include "cuda/dictionary_step.h"
 
 namespace d2ls::cuda {
@@ -18,9 +19,17 @@ struct RefineParameters {
   const float *out_bias, *norm_weight, *norm_bias;  // [channels]
 };
 
+// From the last dictionary to the class vectors: three layers, two with ReLU; weights [channels, channels] twice, then
+// [channels / 16, channels].
+struct HyperWeights {
+  const float *first_weight, *first_bias, *second_weight, *second_bias, *third_weight, *third_bias;
+};
+
 // Row-major and contiguous: x [batch, pixels, channels], pe [pe_images, pixels, channels], which is 1 or batch, and refined
 // like x, of `type`; dictionary [batch, entries, channels], stage_dictionaries [stages, batch, entries, channels] and
 // last_dictionary like dictionary, float32. Looks are as many as stages, or one more.
+// Where classify has labels they are made from the refined pixels on the spot, after a last look; its x, hyper and logits
+// are not used.
 struct InteractCall {
   Type type;
   int64_t batch, pixels, pe_images;
@@ -32,6 +41,8 @@ struct InteractCall {
   RefineParameters refine[most_stages];
   void* refined;                                // null: not wanted
   float *stage_dictionaries, *last_dictionary;  // the last: after a look that belongs to no stage
+  HyperWeights hyper;
+  ClassifyCall classify;
 };
 
 // Why the device cannot hold an image of such a call, or nothing. Of the call only widths and counts are looked at.

@@ -36,14 +36,15 @@ struct InteractPlan {
 template <class T>
 struct ImageScratch {
   Parts parts;  // [blocks, heads * entries, ..]
-  float *mixed, *sums, *key_bias;
+  float *mixed, *sums, *hidden, *key_bias;  // hidden: both layers of the hypernetwork
   T *query, *key, *value;
 
   D2LS_EITHER ImageScratch(float* memory, const StepShape& s, int blocks)
       : parts(memory, static_cast<int64_t>(blocks) * s.heads * s.entries, s.channels) {
     const int64_t rows = s.heads * s.entries, numbers = rows * s.channels;
     sums = memory + padded(Parts::floats(blocks * rows, s.channels));
-    mixed = sums + s.entries * s.channels;
+    hidden = sums + s.entries * s.channels;
+    mixed = hidden + 2 * s.entries * s.channels;
     key_bias = mixed + padded(s.entries * s.inner);
     query = reinterpret_cast<T*>(key_bias + padded(rows));
     key = query + numbers;
@@ -53,7 +54,7 @@ struct ImageScratch {
   static D2LS_EITHER int64_t padded(int64_t floats) { return (floats + 31) / 32 * 32; }
   static int64_t floats(const StepShape& s, int blocks) {
     const int64_t rows = s.heads * s.entries;
-    return padded(Parts::floats(blocks * rows, s.channels)) + s.entries * s.channels + padded(s.entries * s.inner) +
+    return padded(Parts::floats(blocks * rows, s.channels)) + 3 * s.entries * s.channels + padded(s.entries * s.inner) +
            padded(rows) + padded(3 * rows * s.channels * static_cast<int64_t>(sizeof(T)) / 4 + 1);
   }
 };

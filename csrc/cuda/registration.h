@@ -87,6 +87,10 @@ inline float* pointer(const Tensor& tensor) { return static_cast<float*>(tensor.
 
 inline void check(const Error& error) { STD_TORCH_CHECK(error.empty(), "d2ls_fast: ", error); }
 
+inline Reduction reduction_of(const std::string& name) {
+  return name == "max" ? Reduction::max : name == "mean" ? Reduction::mean : Reduction::logsumexp;
+}
+
 // classify without outputs; `kept` keeps what it points to.
 inline ClassifyCall classify_call(const Tensor& image, const Tensor& norm_weight, const Tensor& norm_bias,
                                   const Tensor& hyper, int64_t prototypes, const std::string& reduction, double eps,
@@ -97,9 +101,7 @@ inline ClassifyCall classify_call(const Tensor& image, const Tensor& norm_weight
   const int64_t c = image.size(3);
   ClassifyCall call{};
   call.type = type_of(image, false);
-  call.reduction = reduction == "max"    ? Reduction::max
-                   : reduction == "mean" ? Reduction::mean
-                                         : Reduction::logsumexp;
+  call.reduction = reduction_of(reduction);
   call.batch = image.size(0);
   call.height = static_cast<int>(image.size(1));
   call.width = static_cast<int>(image.size(2));

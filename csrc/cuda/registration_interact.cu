@@ -31,11 +31,9 @@ RefineParameters refinement_of(const Tensor* of, int64_t inner, int64_t c, Kept*
           kept->floats(of[9], c, "norm_bias")};
 }
 
-// Operators are named apart from the launchers: a qualified name would find those, and boxing takes any function.
-std::tuple<Tensor, Tensor, Tensor> cuda_interact(Tensor pixels, Tensor pixel_pe, Tensor dictionary, Tensors looks,
-                                                 Tensors refinements, int64_t num_heads, double eps,
-                                                 bool keep_pixels) {
-  const OnDevice on(pixels);
+// A call without outputs; `kept` keeps what it points to.
+InteractCall interact_call(const Device& device, const Tensor& pixels, const Tensor& pixel_pe, const Tensor& dictionary,
+                           const Tensors& looks, const Tensors& refinements, int64_t num_heads, double eps, Kept* kept) {
   STD_TORCH_CHECK(pixels.dim() == 3 && pixels.numel() > 0, "d2ls_fast: pixels must be [B, N, C] and not empty");
   STD_TORCH_CHECK(dictionary.dim() == 3 && dictionary.numel() > 0, "d2ls_fast: dictionary must be [B, K, C]");
   STD_TORCH_CHECK(looks.size() % 10 == 0 && refinements.size() % 10 == 0 && !refinements.empty() && !looks.empty(),
@@ -44,7 +42,6 @@ std::tuple<Tensor, Tensor, Tensor> cuda_interact(Tensor pixels, Tensor pixel_pe,
                   "d2ls_fast: num_heads must divide the width of the attention");
   const int64_t b = pixels.size(0), n = pixels.size(1), c = pixels.size(2), k = dictionary.size(1);
   const int64_t inner = looks[0].size(0);
-  Kept kept;
   InteractCall call{};
   call.type = type_of(pixels, false);
   call.batch = b;
@@ -54,29 +51,87 @@ std::tuple<Tensor, Tensor, Tensor> cuda_interact(Tensor pixels, Tensor pixel_pe,
                 static_cast<float>(eps)};
   call.stages = static_cast<int>(refinements.size() / 10);
   call.looks = static_cast<int>(looks.size() / 10);
-  check(why_not(on.device, call));  // before the parameters: there is room for so many stages only
-  call.x = kept.typed(pixels, pixels, b * n * c, "pixels");
-  call.pe = kept.typed(pixel_pe, pixels, call.pe_images * n * c, "pixel_pe");
-  call.dictionary = kept.floats(dictionary, b * k * c, "dictionary");
+  check(why_not(device, call));  // before the parameters: there is room for so many stages only
+  call.x = kept->typed(pixels, pixels, b * n * c, "pixels");
+  call.pe = kept->typed(pixel_pe, pixels, call.pe_images * n * c, "pixel_pe");
+  call.dictionary = kept->floats(dictionary, b * k * c, "dictionary");
   for (int i = 0; i < call.looks; ++i) {
-    call.look[i] = look_of(&looks[10 * i], inner, c, &kept);
+    call.look[i] = look_of(&looks[10 * i], inner, c, kept);
   }
   for (int i = 0; i < call.stages; ++i) {
-    call.refine[i] = refinement_of(&refinements[10 * i], inner, c, &kept);
+    call.refine[i] = refinement_of(&refinements[10 * i], inner, c, kept);
   }
-  using Size = std::vector<int64_t>;
-  Tensor refined = torch::stable::new_empty(pixels, keep_pixels ? Size{b, n, c} : Size{0});
-  Tensor stages = torch::stable::new_empty(dictionary, Size{call.stages, b, k, c});
-  Tensor last = torch::stable::new_empty(dictionary, Size{b, k, c});
-  call.refined = keep_pixels ? refined.mutable_data_ptr() : nullptr;
+  return call;
+}
+
+// Runs the call; the last dictionary, and those after each stage.
+std::tuple<Tensor, Tensor> run_call(const Device& device, InteractCall call, const Tensor& dictionary) {
+  const int64_t b = dictionary.size(0), k = dictionary.size(1), c = dictionary.size(2);
+  Tensor stages = torch::stable::new_empty(dictionary, std::vector<int64_t>{call.stages, b, k, c});
+  Tensor last = torch::stable::new_empty(dictionary, std::vector<int64_t>{b, k, c});
   call.stage_dictionaries = pointer(stages);
   call.last_dictionary = pointer(last);
-  Tensor scratch = torch::stable::new_empty(dictionary, Size{interact_scratch(on.device, call)}, ScalarType::Float);
-  check(interact(on.device, call, pointer(scratch)));
+  Tensor scratch = torch::stable::new_empty(dictionary, std::vector<int64_t>{interact_scratch(device, call)});
+  check(interact(device, call, pointer(scratch)));
   if (call.looks == call.stages) {
     last = torch::stable::clone(torch::stable::select(stages, 0, call.stages - 1));
   }
+  return {last, stages};
+}
+
+// Operators are named apart from the launchers: a qualified name would find those, and boxing takes any function.
+std::tuple<Tensor, Tensor, Tensor> cuda_interact(Tensor pixels, Tensor pixel_pe, Tensor dictionary, Tensors looks,
+                                                 Tensors refinements, int64_t num_heads, double eps,
+                                                 bool keep_pixels) {
+  const OnDevice on(pixels);
+  Kept kept;
+  InteractCall call =
+      interact_call(on.device, pixels, pixel_pe, dictionary, looks, refinements, num_heads, eps, &kept);
+  const std::vector<int64_t> size{call.batch, call.pixels, call.shape.channels};
+  Tensor refined = torch::stable::new_empty(pixels, keep_pixels ? size : std::vector<int64_t>{0});
+  call.refined = keep_pixels ? refined.mutable_data_ptr() : nullptr;
+  const auto [last, stages] = run_call(on.device, call, dictionary);
   return {last, refined, stages};
+}
+
+std::tuple<Tensor, Tensor> cuda_interact_labels(Tensor pixels, Tensor pixel_pe, Tensor dictionary, Tensors looks,
+                                                Tensors refinements, int64_t num_heads, double eps,
+                                                Tensors hypernetwork, Tensor norm_weight, Tensor norm_bias,
+                                                int64_t height, int64_t width, int64_t prototypes,
+                                                std::string reduction, double classifier_eps,
+                                                bool return_confidence) {
+  const OnDevice on(pixels);
+  Kept kept;
+  InteractCall call =
+      interact_call(on.device, pixels, pixel_pe, dictionary, looks, refinements, num_heads, eps, &kept);
+  STD_TORCH_CHECK(height > 0 && width > 0 && height * width == call.pixels, "d2ls_fast: height x width must be N");
+  STD_TORCH_CHECK(hypernetwork.size() == 6, "d2ls_fast: hypernetwork must have six tensors");
+  STD_TORCH_CHECK(prototypes > 0 && call.shape.entries % prototypes == 0, "d2ls_fast: prototypes must divide K * P");
+  const int64_t c = call.shape.channels;
+  call.hyper = {kept.floats(hypernetwork[0], c * c, "first_weight"),  kept.floats(hypernetwork[1], c, "first_bias"),
+                kept.floats(hypernetwork[2], c * c, "second_weight"), kept.floats(hypernetwork[3], c, "second_bias"),
+                kept.floats(hypernetwork[4], c / 16 * c, "third_weight"),
+                kept.floats(hypernetwork[5], c / 16, "third_bias")};
+  ClassifyCall& classify = call.classify;
+  classify.type = call.type;
+  classify.reduction = reduction_of(reduction);
+  classify.batch = call.batch;
+  classify.height = static_cast<int>(height);
+  classify.width = static_cast<int>(width);
+  classify.channels = call.shape.channels;
+  classify.classes = static_cast<int>(call.shape.entries / prototypes);
+  classify.prototypes = static_cast<int>(prototypes);
+  classify.eps = static_cast<float>(classifier_eps);
+  classify.norm_weight = kept.floats(norm_weight, c / 4, "norm_weight");
+  classify.norm_bias = kept.floats(norm_bias, c / 4, "norm_bias");
+  const std::vector<int64_t> size{call.batch, 4 * height, 4 * width};
+  Tensor labels = torch::stable::new_empty(pixels, size, ScalarType::Byte);  // there are at most 64 entries
+  Tensor confidence =
+      torch::stable::new_empty(pixels, return_confidence ? size : std::vector<int64_t>{0}, ScalarType::Float);
+  classify.labels = labels.mutable_data_ptr();
+  classify.confidence = return_confidence ? pointer(confidence) : nullptr;
+  run_call(on.device, call, dictionary);
+  return {labels, confidence};
 }
 
 // Why the resident kernel does not take such images on that device, or nothing.
@@ -107,6 +162,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(d2ls_fast, m) {
       "cuda_interact(Tensor pixels, Tensor pixel_pe, Tensor dictionary, Tensor[] looks, Tensor[] refinements, "
       "int num_heads, float eps, bool keep_pixels) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "cuda_interact_labels(Tensor pixels, Tensor pixel_pe, Tensor dictionary, Tensor[] looks, Tensor[] refinements, "
+      "int num_heads, float eps, Tensor[] hypernetwork, Tensor norm_weight, Tensor norm_bias, int height, int width, "
+      "int prototypes, str reduction, float classifier_eps, bool return_confidence) -> (Tensor, Tensor)");
+  m.def(
       "cuda_why_not_interact(int device, int pixels, int channels, int entries, int num_heads, int inner, int stages, "
       "ScalarType dtype) -> str");
 }
@@ -117,4 +176,5 @@ STABLE_TORCH_LIBRARY_IMPL(d2ls_fast, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(d2ls_fast, CUDA, m) {
   m.impl("cuda_interact", TORCH_BOX(&d2ls::cuda::cuda_interact));
+  m.impl("cuda_interact_labels", TORCH_BOX(&d2ls::cuda::cuda_interact_labels));
 }

@@ -221,7 +221,7 @@ class AlternatingCrossAttention(nn.Module):
 
         Stage l's pixel update needs D_l, and stage l + 1's look at the pixels needs only D_l: one pass does both.
         """
-        if self._projects(pixels, dictionary):
+        if self.projects(pixels, dictionary):
             return self._run_projected(pixels, pixel_pe, dictionary, keep_pixels)
         if not keep_pixels and resident.serves(self, pixels, dictionary):
             whole = resident.run(self, pixels, pixel_pe, dictionary)
@@ -242,7 +242,8 @@ class AlternatingCrossAttention(nn.Module):
             dictionary = self.look(len(stages), dictionary, position, context, pixels.dtype)
         return Interaction(dictionary, pixels, after, kept)
 
-    def _projects(self, pixels: Tensor, dictionary: Tensor) -> bool:
+    def projects(self, pixels: Tensor, dictionary: Tensor) -> bool:
+        """Whether the projected form is used for this many entries."""
         if self.form != "auto":
             return self.form == "projected"
         return projected.pays(

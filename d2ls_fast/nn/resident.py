@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from d2ls_fast.backends import current as current_backend
 from d2ls_fast.ops.interact import Interacted, LookUpdate, Refinement, interact, why_not
+from d2ls_fast.ops.interact_labels import interact_labels
 
 if TYPE_CHECKING:
+    from d2ls_fast.nn.classifier import PixelClassifier
     from d2ls_fast.nn.cross_attention import CrossAttention
     from d2ls_fast.nn.interaction import AlternatingCrossAttention, InteractionStage
 
@@ -20,7 +22,8 @@ def serves(interaction: AlternatingCrossAttention, pixels: Tensor, dictionary: T
     if current_backend() != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     stages = _stages(interaction)
-    if stages[0].pixel_attention is None or dictionary.shape[0] != pixels.shape[0]:
+    alternating = stages[0].pixel_attention is not None
+    if not alternating or dictionary.shape[0] != pixels.shape[0] or interaction.projects(pixels, dictionary):
         return False
     device, attention = pixels.device, interaction.looks[0]
     autocast = torch.is_autocast_enabled(device.type)
@@ -31,6 +34,33 @@ def serves(interaction: AlternatingCrossAttention, pixels: Tensor, dictionary: T
 
 def run(interaction: AlternatingCrossAttention, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interacted:
     """All stages, and the last look if there is one."""
+    heads, eps = interaction.looks[0].num_heads, _stages(interaction)[0].dictionary_norm.eps
+    return interact(pixels, pixel_pe, dictionary, *_parameters(interaction), heads, eps)
+
+
+def labels(
+    interaction: AlternatingCrossAttention,
+    classifier: PixelClassifier,
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    dictionary: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    return_confidence: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """What ``classifier.predict`` makes of :func:`run`'s results, whose pixels are never written."""
+    heads, eps = interaction.looks[0].num_heads, _stages(interaction)[0].dictionary_norm.eps
+    norm, (height, width) = classifier.norm, size
+    layers = [parameter for layer in classifier.hypernetwork for parameter in (layer.weight, layer.bias)]
+    options = (return_confidence, classifier.prototypes, classifier.prototype_reduction, eps, norm.eps)
+    found, confidence = interact_labels(
+        pixels, pixel_pe, dictionary, *_parameters(interaction), heads, layers, norm.weight, norm.bias, grid, *options
+    )
+    found = found[:, :height, :width].contiguous()
+    return found, None if confidence is None else confidence[:, :height, :width].contiguous()
+
+
+def _parameters(interaction: AlternatingCrossAttention) -> tuple[list[LookUpdate], list[Refinement]]:
     stages = _stages(interaction)
     norms = [stage.dictionary_norm for stage in stages]
     if interaction.final_norm is not None:
@@ -40,7 +70,7 @@ def run(interaction: AlternatingCrossAttention, pixels: Tensor, pixel_pe: Tensor
     for stage in stages:
         attention, norm = cast("CrossAttention", stage.pixel_attention), cast("nn.LayerNorm", stage.pixel_norm)
         refinements.append(Refinement(attention.entries(), attention.out_proj.bias, norm.weight, norm.bias))
-    return interact(pixels, pixel_pe, dictionary, looks, refinements, interaction.looks[0].num_heads, norms[0].eps)
+    return looks, refinements
 
 
 def _stages(interaction: AlternatingCrossAttention) -> list[InteractionStage]:

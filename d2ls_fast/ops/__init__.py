@@ -6,6 +6,7 @@ from d2ls_fast.ops.classify import classify, classify_labels
 from d2ls_fast.ops.dictionary_step import dictionary_step
 from d2ls_fast.ops.fuse_pyramid import fuse_pyramid
 from d2ls_fast.ops.interact import interact
+from d2ls_fast.ops.interact_labels import interact_labels
 from d2ls_fast.ops.pixel_dictionary_nce import pixel_dictionary_nce
 from d2ls_fast.ops.ratio_contrast import ratio_contrast
 from d2ls_fast.ops.refine import refine
@@ -21,6 +22,7 @@ __all__ = [
     "dictionary_step",
     "fuse_pyramid",
     "interact",
+    "interact_labels",
     "pixel_dictionary_nce",
     "ratio_contrast",
     "refine",

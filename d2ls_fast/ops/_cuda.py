@@ -68,6 +68,11 @@ def segmentation_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return gradients
 
 
+def interact_labels(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_interact_labels(pixels, _shared_encoding(pixel_pe), *more)
+    return result
+
+
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:
     """[N, C] where all images have the same encoding, so that one expanded over the batch is not copied out."""
     if pixel_pe.dim() == 3 and (pixel_pe.shape[0] == 1 or pixel_pe.stride(0) == 0):

@@ -84,25 +84,37 @@ def interact(
 
     Bitwise repeatable. Source: the D2LS interaction (arXiv 2503.06683).
     """
+    arguments = checked("interact", pixels, pixel_pe, dictionary, looks, refinements)
+    name = select("interact", arguments[0], dictionary.shape[1])
+    operator = interact_definition if name in ("reference", "torch") else operator_of("interact", name)
+    last, refined, stages = operator(*arguments, num_heads, eps, keep_pixels)
+    return Interacted(last.to(dictionary.dtype), refined, stages.to(dictionary.dtype))
+
+
+def checked(
+    operator: str,
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    dictionary: Tensor,
+    looks: Sequence[LookUpdate],
+    refinements: Sequence[Refinement],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The tensors as the operators take them, ten a look and ten a refinement; raises as :func:`interact`."""
     pixels, pixel_pe = with_autocast((pixels, pixel_pe))
-    check_pixels("interact", pixels, pixel_pe)
+    check_pixels(operator, pixels, pixel_pe)
     if dictionary.dim() != 3 or dictionary.shape[0] != pixels.shape[0] or dictionary.shape[2] != pixels.shape[2]:
         expected = f"[{pixels.shape[0]}, K, {pixels.shape[2]}]"
-        raise ValueError(f"interact: dictionary must be {expected} for these pixels, got {tuple(dictionary.shape)}")
+        raise ValueError(f"{operator}: dictionary must be {expected} for these pixels, got {tuple(dictionary.shape)}")
     if not refinements or len(looks) - len(refinements) not in (0, 1):
         counts = f"{len(looks)} and {len(refinements)}"
-        raise ValueError(f"interact: there must be as many looks as refinements, or one more, got {counts}")
+        raise ValueError(f"{operator}: there must be as many looks as refinements, or one more, got {counts}")
     wide = torch.promote_types(pixels.dtype, torch.float32)
     of_looks = [parameter.to(wide) for each in looks for part in each for parameter in part]
     of_refinements = [parameter.to(wide) for each in refinements for parameter in (*each.entries, *each[1:])]
     leaves = (pixels, pixel_pe, dictionary, *of_looks, *of_refinements)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves):
-        raise ValueError("interact: there is no gradient; call it under torch.no_grad(), or train with the passes")
-    name = select("interact", pixels, dictionary.shape[1])
-    operator = interact_definition if name in ("reference", "torch") else operator_of("interact", name)
-    arguments = (pixels, pixel_pe, dictionary.to(wide), of_looks, of_refinements, num_heads, eps, keep_pixels)
-    last, refined, stages = operator(*arguments)
-    return Interacted(last.to(dictionary.dtype), refined, stages.to(dictionary.dtype))
+        raise ValueError(f"{operator}: there is no gradient; call it under torch.no_grad(), or train with the passes")
+    return pixels, pixel_pe, dictionary.to(wide), of_looks, of_refinements
 
 
 def why_not(

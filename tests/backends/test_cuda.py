@@ -30,6 +30,8 @@ BF16 = torch.bfloat16
         (Call("refine", "cuda", torch.float32, 256, 33), "up to 32 entries"),
         (Call("dictionary_step", "cuda", torch.float32, 256, 64), ""),
         (Call("dictionary_step", "cuda", torch.float32, 256, 65), "up to 64 entries"),
+        (Call("interact", "cuda", BF16, 256, 64), ""),
+        (Call("interact_labels", "cuda", torch.float32, 256, 8), "takes bfloat16 and float16"),
         (Call("classify_labels", "cuda", BF16, 256, 1280), ""),
         (Call("classify", "cuda", BF16, 256, 1281), "up to 1280"),
         (Call("segmentation_loss", "cuda", torch.float32, 256, 400), ""),
@@ -75,7 +77,7 @@ def test_a_gpu_of_another_kind_is_named() -> None:
 
 
 def test_its_operators_have_the_schemas_of_the_others() -> None:
-    steps = ("attend", "refine", "refine_attend", "dictionary_step", "interact")
+    steps = ("attend", "refine", "refine_attend", "dictionary_step", "interact", "interact_labels")
     for name in (*steps, "classify", "classify_labels", "segmentation_sums"):
         operator, own = getattr(torch.ops.d2ls_fast, name), getattr(torch.ops.d2ls_fast, f"{name}_cuda")
         assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accuracy import assert_accurate
-from cuda_emulator import Device
-from cuda_emulator_interact import interact, why_not
+from cuda_emulator import Device, classify
+from cuda_emulator_interact import interact, interact_labels, why_not
 from cuda_emulator_step import StepShape
 from interact_calls import Case
 
@@ -59,6 +61,39 @@ def test_pixels_that_nobody_wants_are_not_written() -> None:
     kept, left = (emulated(case, Device(9), keep) for keep in (True, False))
     assert left.pixels.isnan().all()
     assert torch.equal(kept.dictionary, left.dictionary)
+
+
+# A case, its grid, prototypes and reduction, and the device.
+LABELLED: dict[str, tuple[Case, tuple[int, int], int, str, Device]] = {
+    "two images, three blocks": (Case(2, 273, 2, 7, 64, 32, 2), (13, 21), 1, "logsumexp", Device(9, 3)),
+    "prototypes": (Case(1, 60, 1, 8, 48, 16, 1), (6, 10), 2, "max", Device(10, 1)),
+    "sixty entries": (Case(1, 35, 1, 60, 64, 16, 1), (5, 7), 3, "logsumexp", Device(9, 1)),
+    "model width": (Case(1, 130, 8, 7, 256, 128, 1, FP16), (10, 13), 1, "logsumexp", Device(9, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_are_those_of_the_pixels_that_are_not_written(name: str) -> None:
+    case, grid, prototypes, reduction, device = LABELLED[name]
+    classifier, result = case.classifier(), emulated(case, device)
+    vectors = result.dictionary
+    for layer in range(3):
+        vectors = torch.nn.functional.linear(vectors, *classifier[2 * layer : 2 * layer + 2])
+        vectors = vectors.relu() if layer < 2 else vectors
+    wanted = torch.zeros((case.images, 4 * grid[0], 4 * grid[1]), dtype=torch.uint8)
+    sure = torch.zeros(wanted.shape)
+    image, outputs = result.pixels.unflatten(1, grid), {"labels": wanted, "confidence": sure}
+    classify(image, *classifier[6:], vectors.contiguous(), prototypes, reduction, 1e-6, device, outputs)
+    arguments = (case.arguments(), case.heads, classifier, grid, device, prototypes, reduction)
+    labels, confidence = interact_labels(*arguments)
+    assert (labels != wanted).float().mean() < 1e-3  # of equal scores either is right
+    torch.testing.assert_close(confidence, sure, rtol=1e-4, atol=1e-5)
+    for early, descending in ((True, False), (False, True)):
+        other = replace(device, early=early, descending=descending)
+        assert torch.equal(interact_labels(*arguments[:4], other, *arguments[5:])[0], labels)
+    again, left = interact_labels(*arguments, return_confidence=False)
+    assert torch.equal(labels, again) and left.isnan().all()
+    assert wanted.unique().numel() > 1
 
 
 SHAPE = (8, 7, 256, 128)

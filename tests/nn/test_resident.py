@@ -10,6 +10,7 @@ from torch import Tensor
 
 from d2ls_fast.backends import backend
 from d2ls_fast.nn import resident
+from d2ls_fast.nn.classifier import PixelClassifier
 from d2ls_fast.nn.interaction import AlternatingCrossAttention, Interaction
 
 
@@ -31,6 +32,18 @@ def test_it_is_what_the_passes_compute(final: bool) -> None:
     torch.testing.assert_close(got.dictionary, wanted.dictionary)
     torch.testing.assert_close(got.pixels, wanted.pixels)
     torch.testing.assert_close(list(got.stage_dictionaries), wanted.stage_dictionaries)
+
+
+@pytest.mark.parametrize("confident", [True, False])
+def test_labels_are_those_of_its_pixels(confident: bool) -> None:
+    torch.manual_seed(0)
+    layer, classifier = AlternatingCrossAttention(32, 4, 2).double(), PixelClassifier(5, 32).double()
+    with torch.no_grad():
+        wanted = layer.run(*inputs())
+        expected = classifier.predict(wanted.pixels, wanted.dictionary, (5, 7), (18, 25), confident)
+        labels, confidence = resident.labels(layer, classifier, *inputs(), (5, 7), (18, 25), confident)
+    assert torch.equal(labels, expected[0])
+    torch.testing.assert_close(confidence, expected[1])
 
 
 class Asked:
