@@ -51,11 +51,11 @@ def labels(
     """What ``classifier.predict`` makes of :func:`run`'s results, whose pixels are never written."""
     heads, eps = interaction.looks[0].num_heads, _stages(interaction)[0].dictionary_norm.eps
     norm, (height, width) = classifier.norm, size
-    layers = [parameter for layer in classifier.hypernetwork for parameter in (layer.weight, layer.bias)]
-    options = (return_confidence, classifier.prototypes, classifier.prototype_reduction, eps, norm.eps)
+    layers = [parameter for layer in classifier.hypernetwork for parameter in layer.parameters()]  # weight, bias
     found, confidence = interact_labels(
-        pixels, pixel_pe, dictionary, *_parameters(interaction), heads, layers, norm.weight, norm.bias, grid, *options
-    )
+        pixels, pixel_pe, dictionary, *_parameters(interaction), heads, layers, norm.weight, norm.bias, grid,
+        return_confidence, classifier.prototypes, classifier.prototype_reduction, eps, norm.eps,
+    )  # fmt: skip
     found = found[:, :height, :width].contiguous()
     return found, None if confidence is None else confidence[:, :height, :width].contiguous()
 

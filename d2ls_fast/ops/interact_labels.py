@@ -69,8 +69,10 @@ def interact_labels(
     name = select("interact_labels", tensors[0], dictionary.shape[1])
     plain = name in ("reference", "torch")
     operator = interact_labels_definition if plain else operator_of("interact_labels", name)
-    options = (grid[0], grid[1], prototypes, reduction, classifier_eps, return_confidence)
-    labels, confidence = operator(*tensors, num_heads, eps, layers, norm_weight, norm_bias, *options)
+    labels, confidence = operator(
+        *tensors, num_heads, eps, layers, norm_weight, norm_bias, grid[0], grid[1], prototypes, reduction,
+        classifier_eps, return_confidence,
+    )  # fmt: skip
     return labels, confidence if return_confidence else None
 
 
