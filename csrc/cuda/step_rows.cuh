@@ -44,12 +44,16 @@ D2LS_DEVICE Folding folding_of(int part, const StepShape& s, const EntriesWeight
   }
 }
 
-// The entries, normalised after an update, to shared memory: a warp an entry. Every block does all of them for itself.
-D2LS_DEVICE void load_tokens(const StepShape& s, const UpdateWeights& u, const Tokens& tokens, const Crew& crew) {
+// The entries, normalised after an update, and with their position if `placed`, to shared memory: a warp an entry. Every
+// block does all of them for itself.
+D2LS_DEVICE void load_tokens(const StepShape& s, const UpdateWeights& u, const Tokens& tokens, bool placed,
+                             const Crew& crew) {
   const int lane = thread_index() % 32;
   for (int entry = thread_index() / 32; entry < s.entries; entry += step_warps) {
     const int64_t first = static_cast<int64_t>(entry) * s.channels;
     Share token = Share::of(s.channels, [&](int quad) { return load_four(tokens.before + first + 4 * quad); });
+    const Share position = Share::of(
+        s.channels, [&](int quad) { return placed ? load_four(tokens.position + first + 4 * quad) : Four{}; });
     if (tokens.sums != nullptr) {
       const Share sums = Share::of(s.channels, [&](int quad) { return load_four(tokens.sums + first + 4 * quad); });
       float total = 0, squares = 0;
@@ -78,7 +82,8 @@ D2LS_DEVICE void load_tokens(const StepShape& s, const UpdateWeights& u, const T
     for (int i = 0; i < 2; ++i) {
       const int quad = lane + 32 * i;
       if (4 * quad < s.channels) {
-        store_shared(crew.shared + 4 * static_cast<uint32_t>(first) + 16 * quad, token.four[i]);
+        store_shared(crew.shared + 4 * static_cast<uint32_t>(first) + 16 * quad,
+                     sum_of(token.four[i], position.four[i]));
         if (tokens.after != nullptr && crew.worker == 0) {
           *reinterpret_cast<Four*>(tokens.after + first + 4 * quad) = token.four[i];
         }
@@ -88,8 +93,7 @@ D2LS_DEVICE void load_tokens(const StepShape& s, const UpdateWeights& u, const T
 }
 
 // One head's entries, projected, to shared memory from `to` on, [entries, width].
-D2LS_DEVICE void project(const StepShape& s, const Folding& f, const float* position, int head, uint32_t tokens,
-                         uint32_t to) {
+D2LS_DEVICE void project(const StepShape& s, const Folding& f, int head, uint32_t tokens, uint32_t to) {
   const int lane = thread_index() % 32, width = s.inner / s.heads;
   D2LS_UNROLL_TWICE
   for (int i = thread_index() / 32; i < width; i += step_warps) {
@@ -98,10 +102,8 @@ D2LS_DEVICE void project(const StepShape& s, const Folding& f, const float* posi
     const Share weight = Share::of(s.channels, [&](int quad) { return load_four(row + 4 * quad); });
     const float bias = f.bias[inner];
     for (int entry = 0; entry < s.entries; ++entry) {
-      const Share token = Share::of(s.channels, [&](int quad) {
-        const Four own = load_shared<Four>(tokens + 4 * entry * s.channels + 16 * quad);
-        return f.placed ? sum_of(own, load_four(position + entry * s.channels + 4 * quad)) : own;
-      });
+      const Share token = Share::of(
+          s.channels, [&](int quad) { return load_shared<Four>(tokens + 4 * entry * s.channels + 16 * quad); });
       const float product = weight.times(token);
       if (lane == 0) {
         store_shared(to + 4 * (entry * width + i), (product + bias) * f.scale);
@@ -130,7 +132,7 @@ D2LS_DEVICE void fold(const StepShape& s, const Folding& f, int head, int first,
   for (int i = thread_index(); i < s.entries * quads; i += step_threads) {
     const int entry = i / quads, quad = first + i % quads;
     Four total{};
-    D2LS_UNROLL_EIGHT
+    D2LS_UNROLL_SIXTEEN
     for (int j = 0; j < width; ++j) {
       const int inner = head * width + j;
       Four weight;
@@ -153,7 +155,7 @@ D2LS_DEVICE void fold(const StepShape& s, const Folding& f, int head, int first,
 }
 
 // Phase 3, an item a part (query, key or value), a head and a slice of the channels. A slice projects anew: reading 16 KB
-// of weights again costs less than a barrier. Ends with the last item; nothing is in shared memory that is still needed.
+// of weights again costs less than a barrier. Where there are no items the entries are left in shared memory.
 template <class T>
 D2LS_DEVICE void fold_rows(const StepShape& s, const UpdateWeights& u, const EntriesWeights& e, const LookWeights& l,
                            const Tokens& tokens, const StepRows& to, const Crew& crew) {
@@ -161,13 +163,19 @@ D2LS_DEVICE void fold_rows(const StepShape& s, const UpdateWeights& u, const Ent
   const int quads = s.channels / 4, width = s.inner / s.heads, whole = parts * s.heads;
   const int wanted = smaller(quads / 16, whole > 0 ? crew.workers / whole : 1), slices = wanted > 1 ? wanted : 1;
   const uint32_t projected = crew.shared + 4 * s.entries * s.channels;
+  bool placed = crew.worker < whole * slices && crew.worker / slices / s.heads + first_part < 2;
   block_barrier();
-  load_tokens(s, u, tokens, crew);
+  load_tokens(s, u, tokens, placed, crew);
   for (int item = crew.worker; item < whole * slices; item += crew.workers) {
     const int slice = item % slices, head = item / slices % s.heads, part = first_part + item / slices / s.heads;
     const Folding f = folding_of(part, s, e, l, to);
     block_barrier();
-    project(s, f, tokens.position, head, crew.shared, projected);
+    if (f.placed != placed) {
+      placed = f.placed;
+      load_tokens(s, u, tokens, placed, crew);
+      block_barrier();
+    }
+    project(s, f, head, crew.shared, projected);
     block_barrier();
     fold<T>(s, f, head, slice * quads / slices, (slice + 1) * quads / slices, projected);
     if (f.folding_bias != nullptr && slice == 0) {

@@ -26,20 +26,25 @@ struct ContextParts {
   int chunks;
 };
 
-// The chunks' weights in the whole, for one row, to shared memory from `to` on. By one warp.
+// The chunks' weights in the whole, for one row, to shared memory at `to`, 8 bytes apart. By one warp.
 D2LS_DEVICE void weigh_chunks(const ContextParts& parts, int rows, int row, uint32_t to) {
   const int lane = thread_index() % 32;
   float top = -infinity(), sum = 0;
-  for (int chunk = lane; chunk < parts.chunks; chunk += 32) {
-    top = fmaxf(top, parts.top[chunk * rows + row]);
+  for (int chunk = lane; chunk < parts.chunks; chunk += 32) {  // memory is waited for once
+    const Two both{parts.top[chunk * rows + row], parts.sum[chunk * rows + row]};
+    store_shared(to + 8 * chunk, both);
+    top = fmaxf(top, both.first);
   }
   top = warp_max(top);
   for (int chunk = lane; chunk < parts.chunks; chunk += 32) {
-    sum += power_of_two((parts.top[chunk * rows + row] - top) * log2_e) * parts.sum[chunk * rows + row];
+    const Two both = load_shared<Two>(to + 8 * chunk);
+    const float weight = power_of_two((both.first - top) * log2_e);
+    sum += weight * both.second;
+    store_shared(to + 8 * chunk, weight);
   }
   const float scale = 1.0f / warp_sum(sum);
   for (int chunk = lane; chunk < parts.chunks; chunk += 32) {
-    store_shared(to + 4 * chunk, power_of_two((parts.top[chunk * rows + row] - top) * log2_e) * scale);
+    store_shared(to + 8 * chunk, load_shared<float>(to + 8 * chunk) * scale);
   }
 }
 
@@ -47,7 +52,7 @@ D2LS_DEVICE void weigh_chunks(const ContextParts& parts, int rows, int row, uint
 D2LS_DEVICE constexpr int mix_sums(int channels) { return smaller(step_threads / (channels / 4), 8); }
 
 D2LS_EITHER constexpr uint32_t mix_shared_bytes(int channels, int chunks) {
-  return 8 * channels * sizeof(float) + (chunks + 3) / 4 * 16;
+  return 8 * channels * sizeof(float) + (chunks + 1) / 2 * 16;
 }
 
 // Phase 1, an item a row (h, k): its context M, put together, and V_kh = Wv_h M + bv_h to mixed [entries, inner].
@@ -65,10 +70,10 @@ D2LS_DEVICE void mix_context(const StepShape& s, const UpdateWeights& u, const C
     if (thread < sums * quads) {
       const int first = thread / quads, quad = thread % quads;
       Four total{};
-      D2LS_UNROLL_EIGHT
+      D2LS_UNROLL_SIXTEEN
       for (int chunk = first; chunk < parts.chunks; chunk += sums) {
         const Four part = load_four(parts.context + (static_cast<int64_t>(chunk) * rows + row) * s.channels + 4 * quad);
-        const float weight = parts.top == nullptr ? 1.0f : load_shared<float>(weights + 4 * chunk);
+        const float weight = parts.top == nullptr ? 1.0f : load_shared<float>(weights + 8 * chunk);
         D2LS_UNROLL
         for (int i = 0; i < 4; ++i) {
           total.value[i] += weight * part.value[i];
@@ -100,18 +105,22 @@ D2LS_DEVICE void mix_context(const StepShape& s, const UpdateWeights& u, const C
 // Phase 2, an item a channel c, one a warp: Wo_c V_k + bo_c to sums [entries, channels].
 D2LS_DEVICE void add_update(const StepShape& s, const UpdateWeights& u, const float* mixed, float* sums,
                             const Crew& crew) {
-  const int thread = thread_index(), lane = thread % 32;
+  const int thread = thread_index(), lane = thread % 32, step = crew.workers * step_warps;
+  int c = crew.worker * step_warps + thread / 32;
+  float weight[8];  // inner is up to 256, of any number
+  const auto load_weights = [&] {
+    D2LS_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      weight[i] = c < s.channels && lane + 32 * i < s.inner ? u.out_weight[c * s.inner + lane + 32 * i] : 0.0f;
+    }
+  };
+  load_weights();  // on their way while the others' results come
   block_barrier();
   for (int i = thread; i < s.entries * s.inner; i += step_threads) {
     store_shared(crew.shared + 4 * i, mixed[i]);
   }
   block_barrier();
-  for (int c = crew.worker * step_warps + thread / 32; c < s.channels; c += crew.workers * step_warps) {
-    float weight[8];  // inner is up to 256, of any number
-    D2LS_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      weight[i] = lane + 32 * i < s.inner ? u.out_weight[c * s.inner + lane + 32 * i] : 0.0f;
-    }
+  for (; c < s.channels; c += step, load_weights()) {
     for (int entry = 0; entry < s.entries; ++entry) {
       float product = 0;
       D2LS_UNROLL
