@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+from accuracy import assert_accurate
 from interact_calls import Case
+from torch.utils._pytree import tree_map_only
 
 from d2ls_fast import _extension
-from d2ls_fast.backends import BackendError, backend
+from d2ls_fast.backends import BackendError, backend, backends
+from d2ls_fast.ops import classify_labels, interact_labels
 from d2ls_fast.ops import interact as public
 from d2ls_fast.ops.interact import interact, why_not
 
 CASE = Case(2, 33, 2, 5, 32, 16, 2, torch.float64)
+BF16, FP16 = torch.bfloat16, torch.float16
+SMALL = [Case(2, 35, 2, 5, 32, 16, 2, BF16), Case(1, 203, 4, 8, 64, 32, 1, FP16, last_look=False)]
+# On a GPU also an image that fills the device, three of which go in waves, and one with its own encoding.
+LARGE = [
+    Case(1, 128 * 128, 8, 7, 256, 128, 3),
+    Case(3, 128 * 127, 8, 7, 256, 128, 3, FP16),
+    Case(5, 33 * 31, 8, 8, 256, 128, 2, shared_pe=False),
+    Case(1, 1023, 1, 60, 128, 64, 2),
+]
+
+
+def resident_gpu() -> bool:
+    """Whether the kernel can run here."""
+    return backends()["cuda"] == "available" and torch.cuda.get_device_capability()[0] in (9, 10)
+
+
+# Device, back end, case.
+RUNS = [("cpu", "auto", case) for case in SMALL]
+RUNS += [("cuda", "cuda", case) for case in (*SMALL, *LARGE)] if resident_gpu() else []
+
+
+def moved(tensors: Any, device: str) -> Any:
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), tensors)
+
+
+@pytest.mark.parametrize(("device", "name", "case"), RUNS)
+def test_accuracy_and_repeats(device: str, name: str, case: Case) -> None:
+    arguments = moved(case.arguments(), device)
+    with backend(name):
+        first, *others = (interact(*arguments, case.heads) for _ in range(250 if device == "cuda" else 2))
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+    names = ("dictionary", "pixels", "stage dictionaries")
+    assert_accurate(names, moved(first, "cpu"), case.defined(case.dtype), case.defined(torch.float64), case.dtype)
+
+
+@pytest.mark.parametrize(("device", "name", "case"), [run for run in RUNS if run[2].last_look])
+def test_labels_are_those_of_the_pixels(device: str, name: str, case: Case) -> None:
+    arguments, classifier = moved(case.arguments(), device), moved(case.classifier(), device)
+    grid = (1, case.pixels)
+    with backend(name):
+        result = interact(*arguments, case.heads)
+        vectors = result.dictionary
+        for layer in range(3):
+            vectors = torch.nn.functional.linear(vectors, *classifier[2 * layer : 2 * layer + 2])
+            vectors = vectors.relu() if layer < 2 else vectors
+        wanted, sure = classify_labels(result.pixels, *classifier[6:], vectors, grid, (4, 4 * case.pixels), True)
+        labels, confidence = interact_labels(*arguments, case.heads, classifier[:6], *classifier[6:], grid, True)
+    assert (labels != wanted).float().mean() < 1e-3  # of equal scores either is right
+    torch.testing.assert_close(confidence, sure, rtol=0, atol=5e-3)  # the plain form rounds on the way
 
 
 def test_it_is_passes_of_the_other_operators() -> None:
