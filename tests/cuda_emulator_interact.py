@@ -120,10 +120,12 @@ def interact_labels(
     return labels, confidence
 
 
-def why_not(device: Device, dtype: torch.dtype, pixels: int, shape: StepShape, stages: int, looks: int) -> str:
+def why_not(
+    device: Device, dtype: torch.dtype, pixels: int, shape: StepShape, stages: int, looks: int, images: int = 1
+) -> str:
     function = library().d2ls_why_not_interact
     function.restype, function.argtypes = ctypes.c_char_p, [ctypes.POINTER(CDevice), ctypes.POINTER(InteractCall)]
-    call = InteractCall(type=TYPES[dtype], batch=1, pixels=pixels, shape=shape, stages=stages, looks=looks)
+    call = InteractCall(type=TYPES[dtype], batch=images, pixels=pixels, shape=shape, stages=stages, looks=looks)
     reason: bytes | None = function(ctypes.byref(device.struct()), ctypes.byref(call))
     return (reason or b"").decode()
 

@@ -54,24 +54,25 @@ Error widths(const InteractCall& call, int blocks) {
 }
 
 template <class Plan, class Architecture>
-Error wave_of(const Device& device, const InteractCall& call, Wave* wave) {
+Error wave_of(const Device& device, const InteractCall& call, int64_t images, Wave* wave) {
   const int64_t blocks = (call.pixels + Plan::block_pixels - 1) / Plan::block_pixels;
   int64_t room = 0;
   const Error error = room_for(device, interact_kernel<Plan, Architecture>, Plan::threads, Plan::shared_bytes, &room);
   if (!error.empty()) {
     return error;
   }
-  if (blocks > room) {
-    return "an image of " + std::to_string(call.pixels) + " pixels takes " + std::to_string(blocks) + " blocks of " +
-           std::to_string(Plan::block_pixels) + " pixels (" + std::to_string(Plan::shared_bytes) +
-           " bytes of shared memory each), the device holds " + std::to_string(room) + " at once";
+  if (images * blocks > room) {
+    return "images of " + std::to_string(call.pixels) + " pixels take " + std::to_string(blocks) + " blocks of " +
+           std::to_string(Plan::block_pixels) + " pixels each (" + std::to_string(Plan::shared_bytes) +
+           " bytes of shared memory a block), the device holds " + std::to_string(room) + " blocks at once, " +
+           std::to_string(images * blocks) + " are needed";
   }
   *wave = {static_cast<int>(blocks), smaller_of(room / blocks, call.batch)};
   return widths<Plan>(call, wave->blocks);
 }
 
-// With `scratch` null only the size is found.
-Error run(const Device& device, const InteractCall& call, float* scratch, int64_t* floats) {
+// With `scratch` null only the size is found. At least `images` must fit at once.
+Error run(const Device& device, const InteractCall& call, int64_t images, float* scratch, int64_t* floats) {
   if (const Error error = why_not(call.shape); !error.empty()) {
     return error;
   }
@@ -87,7 +88,7 @@ Error run(const Device& device, const InteractCall& call, float* scratch, int64_
     using Plan = decltype(plan);
     using Architecture = decltype(architecture);
     Wave wave{};
-    Error error = wave_of<Plan, Architecture>(device, call, &wave);
+    Error error = wave_of<Plan, Architecture>(device, call, images, &wave);
     if (!error.empty()) {
       return error;
     }
@@ -101,8 +102,8 @@ Error run(const Device& device, const InteractCall& call, float* scratch, int64_
     for (int64_t first = 0; first < call.batch && error.empty(); first += wave.images) {
       const InteractArguments arguments{call,         reinterpret_cast<uint32_t*>(scratch), scratch + counters, first,
                                         image_floats, wave.blocks};
-      const int64_t images = smaller_of(wave.images, call.batch - first);
-      error = launch_together(device, interact_kernel<Plan, Architecture>, images * wave.blocks, Plan::threads,
+      const int64_t here = smaller_of(wave.images, call.batch - first);
+      error = launch_together(device, interact_kernel<Plan, Architecture>, here * wave.blocks, Plan::threads,
                               Plan::shared_bytes, arguments);
     }
     return error;
@@ -111,20 +112,20 @@ Error run(const Device& device, const InteractCall& call, float* scratch, int64_
 
 }  // namespace
 
-Error why_not(const Device& device, const InteractCall& call) {
+Error why_not(const Device& device, const InteractCall& call, int64_t images) {
   int64_t floats = 0;
-  return run(device, call, nullptr, &floats);
+  return run(device, call, images, nullptr, &floats);
 }
 
 int64_t interact_scratch(const Device& device, const InteractCall& call) {
   int64_t floats = 0;
-  run(device, call, nullptr, &floats);
+  run(device, call, 1, nullptr, &floats);
   return floats;
 }
 
 Error interact(const Device& device, const InteractCall& call, float* scratch) {
   int64_t floats = 0;
-  return run(device, call, scratch, &floats);
+  return run(device, call, 1, scratch, &floats);
 }
 
 }  // namespace d2ls::cuda

@@ -45,8 +45,9 @@ struct InteractCall {
   ClassifyCall classify;
 };
 
-// Why the device cannot hold an image of such a call, or nothing. Of the call only widths and counts are looked at.
-Error why_not(const Device& device, const InteractCall& call);
+// Why the device cannot hold so many images of such a call at once, or nothing. Of the call only widths and counts are
+// looked at.
+Error why_not(const Device& device, const InteractCall& call, int64_t images);
 
 // How many floats of scratch memory the call needs.
 int64_t interact_scratch(const Device& device, const InteractCall& call);

@@ -51,7 +51,7 @@ InteractCall interact_call(const Device& device, const Tensor& pixels, const Ten
                 static_cast<float>(eps)};
   call.stages = static_cast<int>(refinements.size() / 10);
   call.looks = static_cast<int>(looks.size() / 10);
-  check(why_not(device, call));  // before the parameters: there is room for so many stages only
+  check(why_not(device, call, 1));  // before the parameters: there is room for so many stages only
   call.x = kept->typed(pixels, pixels, b * n * c, "pixels");
   call.pe = kept->typed(pixel_pe, pixels, call.pe_images * n * c, "pixel_pe");
   call.dictionary = kept->floats(dictionary, b * k * c, "dictionary");
@@ -134,8 +134,8 @@ std::tuple<Tensor, Tensor> cuda_interact_labels(Tensor pixels, Tensor pixel_pe, 
   return {labels, confidence};
 }
 
-// Why the resident kernel does not take such images on that device, or nothing.
-std::string cuda_why_not_interact(int64_t device, int64_t pixels, int64_t channels, int64_t entries, int64_t num_heads,
+// Why that device cannot hold so many of such images at once, or nothing.
+std::string cuda_why_not_interact(int64_t device, int64_t images, int64_t pixels, int64_t channels, int64_t entries, int64_t num_heads,
                                   int64_t inner, int64_t stages, ScalarType dtype) {
   if (dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) {
     return "the resident kernel takes bfloat16 and float16 pixels";
@@ -144,13 +144,13 @@ std::string cuda_why_not_interact(int64_t device, int64_t pixels, int64_t channe
   const OnDevice on(static_cast<int32_t>(device));
   InteractCall call{};
   call.type = dtype == ScalarType::Half ? Type::f16 : Type::bf16;
-  call.batch = 1;
+  call.batch = images;
   call.pixels = pixels;
   call.shape = {static_cast<int>(num_heads), static_cast<int>(entries), static_cast<int>(channels),
                 static_cast<int>(inner), 0.0f};
   call.stages = static_cast<int>(stages);
   call.looks = call.stages;
-  return why_not(on.device, call);
+  return why_not(on.device, call, images);
 }
 
 }  // namespace
@@ -166,7 +166,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(d2ls_fast, m) {
       "int num_heads, float eps, Tensor[] hypernetwork, Tensor norm_weight, Tensor norm_bias, int height, int width, "
       "int prototypes, str reduction, float classifier_eps, bool return_confidence) -> (Tensor, Tensor)");
   m.def(
-      "cuda_why_not_interact(int device, int pixels, int channels, int entries, int num_heads, int inner, int stages, "
+      "cuda_why_not_interact(int device, int images, int pixels, int channels, int entries, int num_heads, int inner, int stages, "
       "ScalarType dtype) -> str");
 }
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def serves(interaction: AlternatingCrossAttention, pixels: Tensor, dictionary: Tensor) -> bool:
-    """Whether the kernel does it: the back end cuda is asked for, no gradient is, and an image fits the device."""
+    """Whether the kernel does it: the back end cuda is asked for, no gradient is, and the batch fits the device.
+
+    A batch that would go in waves is left to the passes: a wave mostly waits for its own meetings.
+    """
     if current_backend() != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     stages = _stages(interaction)
@@ -29,7 +32,7 @@ def serves(interaction: AlternatingCrossAttention, pixels: Tensor, dictionary: T
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else pixels.dtype
     sizes = (dictionary.shape[1], attention.num_heads, attention.q_proj.out_features, len(stages))
-    return not why_not(device, dtype, pixels.shape[1], pixels.shape[2], *sizes)
+    return not why_not(device, dtype, *pixels.shape, *sizes)
 
 
 def run(interaction: AlternatingCrossAttention, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interacted:

@@ -118,20 +118,20 @@ def checked(
 
 
 def why_not(
-    device: torch.device, dtype: torch.dtype, pixels: int, channels: int, entries: int, num_heads: int, inner: int,
-    stages: int,
+    device: torch.device, dtype: torch.dtype, images: int, pixels: int, channels: int, entries: int, num_heads: int,
+    inner: int, stages: int,
 ) -> str:  # fmt: skip
-    """Why the CUDA kernel does not take images of ``pixels`` pixels on ``device``, or nothing.
+    """Why the CUDA kernel on ``device`` cannot hold so many images of ``pixels`` pixels at once, or nothing.
 
-    ``inner`` is the width of the attention (all heads), ``entries`` K. A batch of any size goes in waves of as many
-    images as the device holds at once, so it has no influence.
+    ``inner`` is the width of the attention (all heads), ``entries`` K. If it can hold one, a batch of any size goes in
+    waves.
     """
     if device.type != "cuda":
         return f"the resident kernel works on cuda, not on {device.type}"
     if not _extension.CUDA_LOADED:
         return _extension.WHY_NOT_CUDA
     index = torch.cuda.current_device() if device.index is None else device.index
-    sizes = (pixels, channels, entries, num_heads, inner, stages)
+    sizes = (images, pixels, channels, entries, num_heads, inner, stages)
     reason: str = torch.ops.d2ls_fast.cuda_why_not_interact(index, *sizes, dtype)
     return reason
 

@@ -111,7 +111,7 @@ SHAPE = (8, 7, 256, 128)
             132 * 128 + 1,
             SHAPE,
             3,
-            "takes 133 blocks .* holds 132 at once",
+            "take 133 blocks .* holds 132 blocks at once, 133 are",
         ),
         (Device(8, 108), BF16, 64, SHAPE, 3, "compute capability 9 and 10 have; this device has 8"),
         (Device(9, 132), FP32, 64, SHAPE, 3, "bfloat16 and float16 pixels"),
@@ -130,3 +130,8 @@ def test_what_fits(
     else:
         with pytest.raises(AssertionError, match=reason):
             raise AssertionError(answer)
+
+
+def test_how_many_images_fit() -> None:
+    answers = [why_not(Device(9, 132), BF16, 33 * 128, StepShape(*SHAPE, 1e-5), 3, 4, images) for images in (4, 5)]
+    assert answers[0] == "" and answers[1].endswith("the device holds 132 blocks at once, 165 are needed")

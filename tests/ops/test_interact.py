@@ -117,7 +117,7 @@ def test_errors_name_what_is_wrong() -> None:
 
 
 def test_devices_that_do_not_serve_say_so() -> None:
-    sizes = (torch.bfloat16, 64, 256, 7, 8, 128, 3)
+    sizes = (torch.bfloat16, 1, 64, 256, 7, 8, 128, 3)
     assert why_not(torch.device("cpu"), *sizes) == "the resident kernel works on cuda, not on cpu"
     with patch.object(_extension, "CUDA_LOADED", False), patch.object(_extension, "WHY_NOT_CUDA", "not built"):
         assert why_not(torch.device("cuda"), *sizes) == "not built"

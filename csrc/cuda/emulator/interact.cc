@@ -9,5 +9,5 @@ extern "C" const char* d2ls_emulate_interact(const d2ls::cuda::Device* device, c
 }
 
 extern "C" const char* d2ls_why_not_interact(const d2ls::cuda::Device* device, const d2ls::cuda::InteractCall* call) {
-  return d2ls::cuda::emulator::told(why_not(*device, *call));
+  return d2ls::cuda::emulator::told(why_not(*device, *call, call->batch));
 }
