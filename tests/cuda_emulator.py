@@ -29,6 +29,8 @@ OPERATORS = (
     "classify_gradients",
     "segmentation_sums",
     "segmentation_gradients",
+    "nce_sums",
+    "nce_gradients",
     "dictionary_step",
     "interact",
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from d2ls_fast.benchmarks.cuda_resources.table import Plan, Row, Table
+from d2ls_fast.benchmarks.cuda_resources.table import SECOND_STAGES, Plan, Row, Table
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 FILES = (
@@ -22,6 +22,8 @@ FILES = (
     "classify_gradients",
     "segmentation_sums",
     "segmentation_gradients",
+    "nce_sums",
+    "nce_gradients",
     "dictionary_step",
     "interact",
 )
@@ -109,6 +111,7 @@ _CLASSIFY = re.compile(r"\d+(classify_pixels_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\
 
 _GRADIENTS = re.compile(r"\d+(classify_gradients_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ENS0_\d+(Given|Loss)GradientE")
 _SUMS = re.compile(r"\d+(segmentation_sums_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)EE")
+_NCE = re.compile(r"\d+(nce_sums_kernel|nce_gradients_kernel)I(?:NS0_4(Bf16|Fp16)E|f)E")
 
 
 def _kernel_of(symbol: str, target: str) -> Key | None:
@@ -127,7 +130,10 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _SUMS.search(symbol):
         kernel, half, units = match.groups()
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "-"
-    for kernel in ("merge_chunks", "sum_parts_kernel"):
+    if match := _NCE.search(symbol):
+        kernel, half = match.groups()
+        return kernel, TYPES[half or "Float32"], target, 256, "-"
+    for kernel in SECOND_STAGES:
         if kernel in symbol:
             return kernel, "fp32", target, 256, "-"
     return None

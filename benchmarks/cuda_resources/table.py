@@ -11,7 +11,7 @@ from d2ls_fast.files import replacing
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 NAME = "cuda_resources"
-SECOND_STAGES = ("merge_chunks", "sum_parts_kernel")  # of sums over pixels
+SECOND_STAGES = ("merge_chunks", "sum_parts_kernel", "nce_merge_kernel")  # of sums over pixels
 SHARED = {"sm_80": 163, "sm_90a": 227, "sm_100": 227}  # KiB that the blocks of an SM share
 
 
@@ -40,9 +40,8 @@ class Plan:
     @property
     def multiplies(self) -> bool:
         """Whether it uses matrix instructions."""
-        return self.kernel not in SECOND_STAGES and not self.kernel.startswith(
-            ("classify", "segmentation", "dictionary_step")
-        )
+        without = ("classify", "segmentation", "nce", "dictionary_step")
+        return self.kernel not in SECOND_STAGES and not self.kernel.startswith(without)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@
 //
 // Labels, where wanted, cost two more meetings and a read of the pixels less than a launch of their own.
 //
-// What 1 x 512x512 should take (16,384 pixels, 128 blocks; 8 heads x 7 entries, C = 256, 3 stages and a last look), to be
-// measured: 16 meetings of about 1.2 us (an atomic and a poll in L2), 20 us; 4 looks and 3 updates of two tiles, 64 pixels
-// x 64 rows x 256 channels twice each, 4 us for products that wait for each other and the softmax between them, 7 x 2 us;
-// parts, 7 MB a look written and read in L2, 4 x 3 us; three phases of weights from L2, each a latency or two and up to
-// 36 KB a block, 4 x 3 us; loading rows, 4 x 1 us; x and pe from memory, 16 MB, 5 us: about 67 us.
+// What 1 x 512x512 should take (16,384 pixels, 128 blocks; 8 heads x 7 entries, C = 256, 3 stages and a last look), an
+// estimate to be measured:
+//   16 meetings, an atomic and a poll in L2 each, 1.2 us                                                    20 us
+//   4 looks and 3 updates, products that wait for each other with a softmax or a norm between, 2 us each    14 us
+//   4 times parts of 7 MB written to L2 and read from there, 3 us                                           12 us
+//   5 steps of up to three phases, each one or two latencies of L2, 2.5 us                                  12 us
+//   4 times rows of 96 KB from L2                                                                            4 us
+//   x and pe from memory, 16 MB                                                                              5 us
+// Together 67 us.
 #pragma once
 
 #include "cuda/interact_labels.cuh"

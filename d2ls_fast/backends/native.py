@@ -37,6 +37,7 @@ _CUDA_OPERATORS = (
     "classify",
     "classify_labels",
     "segmentation_loss",
+    "pixel_dictionary_nce",
 )
 _CUDA_MAJORS = (8, 9, 10)
 _CUDA_CHANNELS = 256
@@ -44,6 +45,7 @@ _CUDA_ENTRIES = 64
 _CUDA_ENTRIES_FLOAT = 32
 _CUDA_VECTORS = 1280  # class vectors of 16 floats
 CUDA_GRADIENT_VECTORS = 400  # with their gradients
+_CUDA_CONTRASTED = 96  # entries, with theirs
 _TRITON_VECTORS = 256  # the scores of a sub-pixel for all class vectors are one register tile where the loss needs them
 
 
@@ -127,6 +129,8 @@ class Cuda:
             entries = _CUDA_VECTORS
         elif call.operator == "segmentation_loss":
             entries = CUDA_GRADIENT_VECTORS
+        elif call.operator == "pixel_dictionary_nce":
+            entries = _CUDA_CONTRASTED
         if call.entries > entries:
             return Support(False, f"the kernels take up to {entries} entries or class vectors, got {call.entries}")
         return _dtype_support(call)

@@ -31,8 +31,9 @@ def serves(interaction: AlternatingCrossAttention, pixels: Tensor, dictionary: T
     device, attention = pixels.device, interaction.looks[0]
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else pixels.dtype
+    images, count, channels = pixels.shape
     sizes = (dictionary.shape[1], attention.num_heads, attention.q_proj.out_features, len(stages))
-    return not why_not(device, dtype, *pixels.shape, *sizes)
+    return not why_not(device, dtype, images, count, channels, *sizes)
 
 
 def run(interaction: AlternatingCrossAttention, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor) -> Interacted:

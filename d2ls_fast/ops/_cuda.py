@@ -68,6 +68,16 @@ def segmentation_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return gradients
 
 
+def nce_sums(*arguments: Any) -> tuple[Tensor, ...]:
+    *sums, count = torch.ops.d2ls_fast.cuda_nce_sums(*arguments)
+    return (*sums, count.long())
+
+
+def nce_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_nce_sums_backward(*arguments)
+    return gradients
+
+
 def interact_labels(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
     result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_interact_labels(pixels, _shared_encoding(pixel_pe), *more)
     return result

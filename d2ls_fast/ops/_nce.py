@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_fast import _extension
+from d2ls_fast.ops import _cuda
 from d2ls_fast.ops._library import LIBRARY, define
 
 _SHORTEST = 1e-12  # of F.normalize
@@ -173,3 +174,4 @@ _GPU = _TRITON if importlib.util.find_spec("triton") is not None else _PLAIN
 
 _register("nce_sums", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("nce_sums_triton", cpu=_TRITON, cuda=_TRITON)
+_register("nce_sums_cuda", cpu=(None, None), cuda=(_cuda.nce_sums, _cuda.nce_sums_backward))

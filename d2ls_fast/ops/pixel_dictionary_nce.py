@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_fast.backends import select
+from d2ls_fast.ops._library import operator_of
 from d2ls_fast.ops._nce import nce_sums_definition
 
 Direction = Literal["pixels", "dictionary", "both"]
@@ -98,13 +99,11 @@ def nce_sums(
         wide = torch.promote_types(pixels.dtype, torch.float32)
         entries = F.normalize(dictionary.to(wide), dim=-1) / temperature
         arguments = (pixels, entries, target, prototypes, ignore_index, rows, columns)
-        name = select("pixel_dictionary_nce", pixels)
+        name = select("pixel_dictionary_nce", pixels, entries=dictionary.shape[1])
         if name in ("reference", "torch"):
             loss, positive, log_sum_exp, count = nce_sums_definition(*arguments)
         else:
-            operators = torch.ops.d2ls_fast
-            operator = operators.nce_sums_triton if name == "triton" else operators.nce_sums
-            loss, positive, log_sum_exp, count = operator(*arguments)
+            loss, positive, log_sum_exp, count = operator_of("nce_sums", name)(*arguments)
         labelled, strays = count[:, :-1], count[:, -1]
         _check_labels(strays, labelled.shape[1], ignore_index)
         present = labelled > 0

@@ -36,6 +36,8 @@ BF16 = torch.bfloat16
         (Call("classify", "cuda", BF16, 256, 1281), "up to 1280"),
         (Call("segmentation_loss", "cuda", torch.float32, 256, 400), ""),
         (Call("segmentation_loss", "cuda", BF16, 256, 401), "up to 400"),
+        (Call("pixel_dictionary_nce", "cuda", torch.float32, 256, 96), ""),
+        (Call("pixel_dictionary_nce", "cuda", BF16, 256, 97), "up to 96"),
         (Call("fuse_pyramid", "cuda", BF16, 256, 0), "no CUDA kernel for fuse_pyramid"),
         (Call("attend", "cpu", BF16, 256, 0), "tensors are on cpu"),
         (Call("attend", "cuda", torch.float64, 256, 0), "float64"),
@@ -78,7 +80,7 @@ def test_a_gpu_of_another_kind_is_named() -> None:
 
 def test_its_operators_have_the_schemas_of_the_others() -> None:
     steps = ("attend", "refine", "refine_attend", "dictionary_step", "interact", "interact_labels")
-    for name in (*steps, "classify", "classify_labels", "segmentation_sums"):
+    for name in (*steps, "classify", "classify_labels", "segmentation_sums", "nce_sums"):
         operator, own = getattr(torch.ops.d2ls_fast, name), getattr(torch.ops.d2ls_fast, f"{name}_cuda")
         assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)
     with pytest.raises(NotImplementedError, match="CPU"):

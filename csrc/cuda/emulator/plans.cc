@@ -7,6 +7,7 @@
 #include "cuda/dictionary_step.cuh"
 #include "cuda/interact.cuh"
 #include "cuda/merge.cuh"
+#include "cuda/nce_merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
 #include "cuda/segmentation_sums.cuh"
@@ -61,7 +62,11 @@ void print_channels(const char* architecture) {
   print_types<Architecture, 256>(architecture);
   std::printf("merge_chunks fp32 %s 256 - %d 1 0\n", architecture, merge_threads);
   std::printf("sum_parts_kernel fp32 %s 256 - %d 1 %u\n", architecture, sum_threads, sum_shared_bytes);
+  std::printf("nce_merge_kernel fp32 %s 256 - %d 1 %d\n", architecture, nce_merge_threads, 8 * nce_merge_threads);
   for (const char* type : {"bf16", "fp16", "fp32"}) {
+    for (const char* kernel : {"nce_sums_kernel", "nce_gradients_kernel"}) {  // their shared memory holds the entries
+      std::printf("%s %s %s 256 - %d %d 0\n", kernel, type, architecture, nce_threads, nce_blocks_an_sm);
+    }
     print_classify(type, architecture);
     // Its shared memory holds the entries.
     std::printf("dictionary_step_kernel %s %s 256 - %d 1 0\n", type, architecture, step_threads);
