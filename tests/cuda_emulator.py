@@ -31,6 +31,8 @@ OPERATORS = (
     "segmentation_gradients",
     "nce_sums",
     "nce_gradients",
+    "dictionary_step",
+    "interact",
 )
 
 

@@ -24,6 +24,8 @@ FILES = (
     "segmentation_gradients",
     "nce_sums",
     "nce_gradients",
+    "dictionary_step",
+    "interact",
 )
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
@@ -100,10 +102,11 @@ def parsed(usage: str, sass: str, target: str) -> dict[Key, Taken]:
 
 # Mangled names of attend_chunk<AttendPlan<Half<Bf16>, Hopper, 256>, Hopper>, classify_pixels_kernel<Bf16, 16, true>.
 _PLANNED = re.compile(
-    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk)INS0_\d+\w+?Plan"
+    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk|interact_kernel)INS0_\d+\w+?Plan"
     r"INS0_(?:4HalfINS0_4(Bf16|Fp16)EEE|\d+(RoundedFloat32|Float32)E)"
     r"NS0_\d(Ampere|Hopper|Blackwell)ELi(\d+)E(?:Lb([01])E)?"
 )
+_STEP = re.compile(r"\d+(dictionary_step_kernel)I(?:NS0_4(Bf16|Fp16)E|f)E")
 _CLASSIFY = re.compile(r"\d+(classify_pixels_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ELb([01])E")
 
 _GRADIENTS = re.compile(r"\d+(classify_gradients_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ENS0_\d+(Given|Loss)GradientE")
@@ -119,6 +122,8 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _CLASSIFY.search(symbol):
         kernel, half, units, labels = match.groups()
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "labels" if labels == "1" else "logits"
+    if match := _STEP.search(symbol):
+        return match[1], TYPES[match[2] or "Float32"], target, 256, "-"
     if match := _GRADIENTS.search(symbol):
         kernel, half, units, source = match.groups()
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "loss" if source == "Loss" else "logits"

@@ -40,7 +40,8 @@ class Plan:
     @property
     def multiplies(self) -> bool:
         """Whether it uses matrix instructions."""
-        return self.kernel not in SECOND_STAGES and not self.kernel.startswith(("classify", "segmentation", "nce"))
+        without = ("classify", "segmentation", "nce", "dictionary_step")
+        return self.kernel not in SECOND_STAGES and not self.kernel.startswith(without)
 
 
 @dataclass(frozen=True)

@@ -21,25 +21,14 @@ D2LS_KERNEL(classify_threads, classify_blocks_an_sm) classify_pixels_kernel(Clas
     const int64_t at = own.at(a);
     float u[UNITS];
     features(u, static_cast<const T*>(a.x) + own.pixel * a.channels, a);
-    Running running;
-    int label = 0;
-    for (int k = 0; k < a.classes; ++k) {
-      const float value = logit(u, 4 * k * a.prototypes * UNITS, a);
-      if constexpr (LABELS) {
-        label = value > running.top ? k : label;
-        running.add(value);
-      } else if (own.inside) {
-        a.logits[(image * a.classes + k) * plane + at] = value;
-      }
-    }
-    if (LABELS && own.inside) {
-      if (a.classes <= 256) {
-        static_cast<uint8_t*>(a.labels)[image * plane + at] = static_cast<uint8_t>(label);
-      } else {
-        static_cast<int16_t*>(a.labels)[image * plane + at] = static_cast<int16_t>(label);
-      }
-      if (a.confidence != nullptr) {
-        a.confidence[image * plane + at] = 1.0f / running.sum;
+    if constexpr (LABELS) {
+      store_label(u, 0, a, image * plane + at, own.inside);
+    } else {
+      for (int k = 0; k < a.classes; ++k) {
+        const float value = logit(u, 4 * k * a.prototypes * UNITS, a);
+        if (own.inside) {
+          a.logits[(image * a.classes + k) * plane + at] = value;
+        }
       }
     }
   }

@@ -65,14 +65,15 @@ struct SubPixel {
   D2LS_DEVICE int64_t at(const ClassifyArguments& a) const { return static_cast<int64_t>(row) * 4 * a.width + column; }
 };
 
-// This sub-pixel's share of the normalised pixel, zero in padded units; returns one over the standard deviation.
-template <int UNITS, class T>
-D2LS_DEVICE float normalised(float (&u)[UNITS], const T* pixel, const ClassifyArguments& a) {
+// This sub-pixel's share of the normalised pixel, zero in padded units; returns one over the standard deviation. read(c)
+// gives channel c of the pixel.
+template <int UNITS, class Read>
+D2LS_DEVICE float normalised_from(float (&u)[UNITS], const Read& read, const ClassifyArguments& a) {
   const int lane = thread_index() % 16, units = a.channels / 16;
   float sum = 0, squares = 0;
   D2LS_UNROLL
   for (int i = 0; i < UNITS; ++i) {
-    u[i] = i < units ? number(pixel + i * 16 + lane) : 0.0f;
+    u[i] = i < units ? read(i * 16 + lane) : 0.0f;
     sum += u[i];
   }
   sum += shuffle_xor(sum, 4);
@@ -93,16 +94,26 @@ D2LS_DEVICE float normalised(float (&u)[UNITS], const T* pixel, const ClassifyAr
   return scale;
 }
 
-// This sub-pixel's UNITS features: both shuffles, the norm and both activations.
 template <int UNITS, class T>
-D2LS_DEVICE void features(float (&u)[UNITS], const T* pixel, const ClassifyArguments& a) {
+D2LS_DEVICE float normalised(float (&u)[UNITS], const T* pixel, const ClassifyArguments& a) {
+  return normalised_from(u, [=](int channel) { return number(pixel + channel); }, a);
+}
+
+// This sub-pixel's UNITS features: both shuffles, the norm and both activations.
+template <int UNITS, class Read>
+D2LS_DEVICE void features_from(float (&u)[UNITS], const Read& read, const ClassifyArguments& a) {
   const int inner = thread_index() % 16 / 4, units = a.channels / 16;
-  normalised(u, pixel, a);
+  normalised_from(u, read, a);
   D2LS_UNROLL
   for (int i = 0; i < UNITS; ++i) {
     const int c = 4 * i + inner;
     u[i] = i < units ? gelu(gelu(u[i] * a.norm_weight[c] + a.norm_bias[c])) : 0.0f;
   }
+}
+
+template <int UNITS, class T>
+D2LS_DEVICE void features(float (&u)[UNITS], const T* pixel, const ClassifyArguments& a) {
+  features_from(u, [=](int channel) { return number(pixel + channel); }, a);
 }
 
 // The score of a class vector in shared memory, UNITS floats.
@@ -144,6 +155,30 @@ D2LS_DEVICE float logit(const float (&u)[UNITS], uint32_t vectors, const Classif
   }
 }
 
+// The class of the largest logit, the first of equals, and its share of the softmax to element `to` of the image of labels.
+template <int UNITS>
+D2LS_DEVICE void store_label(const float (&u)[UNITS], uint32_t vectors, const ClassifyArguments& a, int64_t to,
+                             bool inside) {
+  Running running;
+  int label = 0;
+  for (int k = 0; k < a.classes; ++k) {
+    const float value = logit(u, vectors + 4 * k * a.prototypes * UNITS, a);
+    label = value > running.top ? k : label;
+    running.add(value);
+  }
+  if (!inside) {
+    return;
+  }
+  if (a.classes <= 256) {
+    static_cast<uint8_t*>(a.labels)[to] = static_cast<uint8_t>(label);
+  } else {
+    static_cast<int16_t*>(a.labels)[to] = static_cast<int16_t>(label);
+  }
+  if (a.confidence != nullptr) {
+    a.confidence[to] = 1.0f / running.sum;
+  }
+}
+
 // The class vectors of an image to shared memory, UNITS floats each. A barrier of the block has to follow.
 template <int UNITS>
 D2LS_DEVICE void load_vectors(int64_t image, const ClassifyArguments& a, int threads) {
@@ -154,7 +189,7 @@ D2LS_DEVICE void load_vectors(int64_t image, const ClassifyArguments& a, int thr
   }
 }
 
-inline ClassifyArguments classify_arguments(const ClassifyCall& call, int blocks_per_image) {
+D2LS_EITHER ClassifyArguments classify_arguments(const ClassifyCall& call, int blocks_per_image) {
   return {call.x,      call.norm_weight, call.norm_bias, call.hyper,    call.logits,  call.labels,     call.confidence,
           call.reduction, call.height,   call.width,     call.channels, call.classes, call.prototypes, blocks_per_image,
           call.eps,    4.0f / call.channels};

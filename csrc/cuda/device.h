@@ -7,7 +7,7 @@
 #ifdef __CUDACC__
 #include <cuda_runtime_api.h>
 #else
-#include "cuda/emulator/block.h"
+#include "cuda/emulator/grid.h"
 #endif
 
 namespace d2ls::cuda {
@@ -42,6 +42,59 @@ Error launch(const Device& device, void (*kernel)(Arguments), int64_t blocks, in
   return status == cudaSuccess ? "" : cudaGetErrorString(status);
 #else
   return emulator::run(device.order, blocks, threads, shared_bytes, [&] { kernel(arguments); });
+#endif
+}
+
+// The same, all blocks at once, so that they can wait for each other; the device refuses more than it has room for.
+template <class Arguments>
+Error launch_together(const Device& device, void (*kernel)(Arguments), int64_t blocks, int threads,
+                      uint32_t shared_bytes, Arguments arguments) {
+#ifdef __CUDACC__
+  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(shared_bytes));
+  if (status == cudaSuccess) {
+    void* list[] = {&arguments};
+    status = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                                         dim3(static_cast<unsigned>(threads)), list, shared_bytes, device.stream);
+  }
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+#else
+  return emulator::run_together(device.order, blocks, device.multiprocessors, threads, shared_bytes,
+                                [&] { kernel(arguments); });
+#endif
+}
+
+// How many blocks of `kernel` the device runs at once.
+template <class Arguments>
+Error room_for(const Device& device, void (*kernel)(Arguments), int threads, uint32_t shared_bytes, int64_t* blocks) {
+#ifdef __CUDACC__
+  int each = 0;
+  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(shared_bytes));
+  if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
+  }
+  *blocks = static_cast<int64_t>(each) * device.multiprocessors;
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+#else
+  static_cast<void>(kernel);
+  static_cast<void>(threads);
+  static_cast<void>(shared_bytes);
+  *blocks = device.multiprocessors;
+  return "";
+#endif
+}
+
+inline int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Zeros, in the stream's order.
+inline Error clear(const Device& device, void* memory, size_t bytes) {
+#ifdef __CUDACC__
+  const cudaError_t status = cudaMemsetAsync(memory, 0, bytes, device.stream);
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+#else
+  std::memset(memory, 0, bytes);
+  return "";
 #endif
 }
 

@@ -86,9 +86,9 @@ static D2LS_KERNEL(merge_threads, 1) merge_chunks(MergeArguments a) {
 struct Parts {
   float *context, *top, *sum;
 
-  Parts(float* scratch, int64_t parts, int channels)
+  D2LS_EITHER Parts(float* scratch, int64_t parts, int channels)
       : context(scratch), top(scratch + parts * channels), sum(top + parts) {}
-  static int64_t floats(int64_t parts, int channels) { return parts * (channels + 2); }
+  static D2LS_EITHER int64_t floats(int64_t parts, int channels) { return parts * (channels + 2); }
 };
 
 inline Error merge(const Device& device, const Parts& parts, float* context, float* log_sum_exp, int64_t batch,

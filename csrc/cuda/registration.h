@@ -36,8 +36,8 @@ inline Type type_of(const Tensor& pixels, bool tf32) {
 
 // The device of a tensor, made the current one while this lives, and its current stream.
 struct OnDevice {
-  explicit OnDevice(const Tensor& tensor) : guard(tensor.get_device_index()) {
-    const int index = tensor.get_device_index();
+  explicit OnDevice(const Tensor& tensor) : OnDevice(tensor.get_device_index()) {}
+  explicit OnDevice(int32_t index) : guard(index) {
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "d2ls_fast: no current CUDA stream");
     device.stream = static_cast<cudaStream_t>(stream);
@@ -87,6 +87,10 @@ inline float* pointer(const Tensor& tensor) { return static_cast<float*>(tensor.
 
 inline void check(const Error& error) { STD_TORCH_CHECK(error.empty(), "d2ls_fast: ", error); }
 
+inline Reduction reduction_of(const std::string& name) {
+  return name == "max" ? Reduction::max : name == "mean" ? Reduction::mean : Reduction::logsumexp;
+}
+
 // classify without outputs; `kept` keeps what it points to.
 inline ClassifyCall classify_call(const Tensor& image, const Tensor& norm_weight, const Tensor& norm_bias,
                                   const Tensor& hyper, int64_t prototypes, const std::string& reduction, double eps,
@@ -97,9 +101,7 @@ inline ClassifyCall classify_call(const Tensor& image, const Tensor& norm_weight
   const int64_t c = image.size(3);
   ClassifyCall call{};
   call.type = type_of(image, false);
-  call.reduction = reduction == "max"    ? Reduction::max
-                   : reduction == "mean" ? Reduction::mean
-                                         : Reduction::logsumexp;
+  call.reduction = reduction_of(reduction);
   call.batch = image.size(0);
   call.height = static_cast<int>(image.size(1));
   call.width = static_cast<int>(image.size(2));

@@ -31,6 +31,9 @@ _CUDA_OPERATORS = (
     "attend",
     "refine",
     "refine_attend",
+    "dictionary_step",
+    "interact",
+    "interact_labels",
     "classify",
     "classify_labels",
     "segmentation_loss",
@@ -119,7 +122,10 @@ class Cuda:
         if call.channels % 16 or not 0 < call.channels <= _CUDA_CHANNELS:
             reason = f"the kernels take channels in multiples of 16 up to {_CUDA_CHANNELS}, got {call.channels}"
             return Support(False, reason)
-        entries = _CUDA_ENTRIES_FLOAT if call.dtype == torch.float32 else _CUDA_ENTRIES
+        if call.operator.startswith("interact") and call.dtype == torch.float32:
+            return Support(False, "the resident kernel takes bfloat16 and float16, not torch.float32")
+        float_pixels = call.dtype == torch.float32 and call.operator != "dictionary_step"
+        entries = _CUDA_ENTRIES_FLOAT if float_pixels else _CUDA_ENTRIES
         if call.operator.startswith("classify"):
             entries = _CUDA_VECTORS
         elif call.operator == "segmentation_loss":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_fast.models import official
+from d2ls_fast.nn import resident
 from d2ls_fast.nn.classifier import PixelClassifier, PixelScores, PrototypeReduction
 from d2ls_fast.nn.contrast import RatioContrastiveLoss
 from d2ls_fast.nn.dictionary import ClassDictionary
@@ -123,7 +124,11 @@ class D2LSHead(nn.Module):
         ``size`` is (H, W), at most four times the finest map's. The full logits are never stored.
         """
         pixels, pixel_pe, grid = self._embed(features)
-        dictionary, pixels = self.interaction(pixels, pixel_pe, self._initial_dictionary(features))
+        initial = self._initial_dictionary(features)
+        if resident.serves(self.interaction, pixels, initial):
+            arguments = (pixels, pixel_pe, initial, grid, size, return_confidence)
+            return resident.labels(self.interaction, self.classifier, *arguments)
+        dictionary, pixels = self.interaction(pixels, pixel_pe, initial)
         return self.classifier.predict(pixels, dictionary, grid, size, return_confidence)
 
     def load_official_state_dict(self, source: Mapping[str, Tensor] | str | os.PathLike[str]) -> official.LoadReport:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_fast.backends import current as current_backend
-from d2ls_fast.nn import projected
+from d2ls_fast.nn import projected, resident
 from d2ls_fast.nn.cross_attention import CrossAttention
 from d2ls_fast.ops.attend import attend
 from d2ls_fast.ops.dictionary_step import Step, dictionary_step
@@ -217,12 +217,15 @@ class AlternatingCrossAttention(nn.Module):
         return Interaction(dictionary, pixels, after, kept)
 
     def _run_passes(self, pixels: Tensor, pixel_pe: Tensor, dictionary: Tensor, keep_pixels: bool) -> Interaction:
-        """The same in L + 1 passes over the pixels.
+        """The same in L + 1 passes over the pixels, or in one kernel where :func:`resident.serves` says so.
 
         Stage l's pixel update needs D_l, and stage l + 1's look at the pixels needs only D_l: one pass does both.
         """
-        if self._projects(pixels, dictionary):
+        if self.projects(pixels, dictionary):
             return self._run_projected(pixels, pixel_pe, dictionary, keep_pixels)
+        if not keep_pixels and resident.serves(self, pixels, dictionary):
+            whole = resident.run(self, pixels, pixel_pe, dictionary)
+            return Interaction(whole.dictionary, whole.pixels, list(whole.stage_dictionaries), [])
         position, after, kept = dictionary, [], []
         stages = cast("list[InteractionStage]", list(self.layers))
         looks = [stage.dictionary_attention for stage in stages]
@@ -239,7 +242,8 @@ class AlternatingCrossAttention(nn.Module):
             dictionary = self.look(len(stages), dictionary, position, context, pixels.dtype)
         return Interaction(dictionary, pixels, after, kept)
 
-    def _projects(self, pixels: Tensor, dictionary: Tensor) -> bool:
+    def projects(self, pixels: Tensor, dictionary: Tensor) -> bool:
+        """Whether the projected form is used for this many entries."""
         if self.form != "auto":
             return self.form == "projected"
         return projected.pays(

@@ -5,6 +5,8 @@ from d2ls_fast.ops.attend_projected import attend_projected
 from d2ls_fast.ops.classify import classify, classify_labels
 from d2ls_fast.ops.dictionary_step import dictionary_step
 from d2ls_fast.ops.fuse_pyramid import fuse_pyramid
+from d2ls_fast.ops.interact import interact
+from d2ls_fast.ops.interact_labels import interact_labels
 from d2ls_fast.ops.pixel_dictionary_nce import pixel_dictionary_nce
 from d2ls_fast.ops.ratio_contrast import ratio_contrast
 from d2ls_fast.ops.refine import refine
@@ -19,6 +21,8 @@ __all__ = [
     "classify_labels",
     "dictionary_step",
     "fuse_pyramid",
+    "interact",
+    "interact_labels",
     "pixel_dictionary_nce",
     "ratio_contrast",
     "refine",

@@ -40,6 +40,16 @@ def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
     return result
 
 
+def dictionary_step(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.cuda_dictionary_step(*arguments)
+    return result
+
+
+def interact(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.cuda_interact(pixels, _shared_encoding(pixel_pe), *more)
+    return result
+
+
 def classify_backward(*arguments: Any) -> tuple[Tensor, ...]:
     gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_classify_backward(*arguments)
     return gradients
@@ -66,6 +76,11 @@ def nce_sums(*arguments: Any) -> tuple[Tensor, ...]:
 def nce_sums_backward(*arguments: Any) -> tuple[Tensor, ...]:
     gradients: tuple[Tensor, ...] = torch.ops.d2ls_fast.cuda_nce_sums_backward(*arguments)
     return gradients
+
+
+def interact_labels(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_interact_labels(pixels, _shared_encoding(pixel_pe), *more)
+    return result
 
 
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:

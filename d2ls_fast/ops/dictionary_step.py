@@ -11,8 +11,9 @@ from torch import Tensor
 
 from d2ls_fast import _extension
 from d2ls_fast.backends import current, select
+from d2ls_fast.ops import _cuda
 from d2ls_fast.ops._folding import dictionary_step_definition, plain_backward
-from d2ls_fast.ops._library import LIBRARY, define
+from d2ls_fast.ops._library import LIBRARY, define, operator_of
 
 
 class Update(NamedTuple):
@@ -103,7 +104,7 @@ def dictionary_step(
         BackendError: a forced back end cannot serve the call.
 
     The plain form and the C++ kernel compute one precision above the pixels' (float64 for float32), so that a row is
-    rounded once, when it meets them; the Triton kernels compute in float32. Differentiable once in every tensor.
+    rounded once, when it meets them; the GPU's kernels compute in float32. Differentiable once in every tensor.
     Bitwise repeatable.
 
     Source: the D2LS interaction (arXiv 2503.06683), with the projections moved to the dictionary side.
@@ -111,13 +112,12 @@ def dictionary_step(
     check_step(dictionary, position, num_heads, dtype, context, update, entries, look)
     parts = (list(update or ()), list(entries or ()), list(look or ()))
     wide = torch.promote_types(dtype, torch.float32)
-    name = select("dictionary_step", dictionary.to(wide))
+    name = select("dictionary_step", dictionary.to(wide), dictionary.shape[1])
     if name in ("reference", "torch"):
         step = Step(*dictionary_step_definition(dictionary, position, context, *parts, num_heads, eps, dtype))
     else:
         # On a GPU the operator without suffix is Triton too, but steps aside where a kernel does not fit.
-        operators = torch.ops.d2ls_fast
-        operator = operators.dictionary_step_triton if current() == "triton" else operators.dictionary_step
+        operator = operator_of("dictionary_step", name if name == current() else "")
         looked = None if context is None else context.to(wide)
         parameters = [[parameter.to(wide) for parameter in part] for part in parts]
         step = Step(*operator(dictionary.to(wide), position.to(wide), looked, *parameters, num_heads, eps, dtype))
@@ -271,3 +271,4 @@ if importlib.util.find_spec("triton") is not None:
 
 _register("", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
+_register("_cuda", cpu=(None, None), cuda=(_cuda.dictionary_step, _GPU[1]))

@@ -27,6 +27,8 @@ _PLAIN_FORMS: dict[str, tuple[str, str, tuple[int, ...] | None]] = {
     "dictionary_step_backward": ("_folding", "plain_backward", None),
     "fuse_pyramid": ("fuse_pyramid", "fuse_pyramid_definition", None),
     "fuse_pyramid_backward": ("fuse_pyramid", "plain_backward", None),
+    "interact": ("interact", "interact_definition", None),
+    "interact_labels": ("interact_labels", "interact_labels_definition", None),
     "nce_sums": ("_nce", "nce_sums_definition", None),
     "nce_sums_backward": ("_nce", "nce_sums_backward", None),
     "refine": ("refine", "refine_definition", None),

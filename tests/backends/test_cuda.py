@@ -28,6 +28,10 @@ BF16 = torch.bfloat16
         (Call("attend", "cuda", BF16, 20, 0), "multiples of 16"),
         (Call("refine", "cuda", BF16, 256, 65), "up to 64 entries"),
         (Call("refine", "cuda", torch.float32, 256, 33), "up to 32 entries"),
+        (Call("dictionary_step", "cuda", torch.float32, 256, 64), ""),
+        (Call("dictionary_step", "cuda", torch.float32, 256, 65), "up to 64 entries"),
+        (Call("interact", "cuda", BF16, 256, 64), ""),
+        (Call("interact_labels", "cuda", torch.float32, 256, 8), "takes bfloat16 and float16"),
         (Call("classify_labels", "cuda", BF16, 256, 1280), ""),
         (Call("classify", "cuda", BF16, 256, 1281), "up to 1280"),
         (Call("segmentation_loss", "cuda", torch.float32, 256, 400), ""),
@@ -89,8 +93,8 @@ def test_a_gpu_of_another_kind_is_named(capability: tuple[int, int]) -> None:
 
 
 def test_its_operators_have_the_schemas_of_the_others() -> None:
-    names = ("attend", "refine", "refine_attend", "classify", "classify_labels", "segmentation_sums", "nce_sums")
-    for name in names:
+    steps = ("attend", "refine", "refine_attend", "dictionary_step", "interact", "interact_labels")
+    for name in (*steps, "classify", "classify_labels", "segmentation_sums", "nce_sums"):
         operator, own = getattr(torch.ops.d2ls_fast, name), getattr(torch.ops.d2ls_fast, f"{name}_cuda")
         assert str(own.default._schema) == str(operator.default._schema).replace(name, f"{name}_cuda", 1)
     with pytest.raises(NotImplementedError, match="CPU"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor
 
 from d2ls_fast.backends import backend
 from d2ls_fast.models.head import D2LSHead
+from d2ls_fast.nn import resident
 from d2ls_fast.nn.classifier import PixelScores
 from d2ls_fast.nn.losses import D2LSLoss
 
@@ -140,3 +143,13 @@ def test_training_without_logits_compiles_whole() -> None:
     total.backward()
     torch.testing.assert_close(total, wanted)
     assert all(p.grad is not None for p in head.parameters())
+
+
+def test_labels_by_the_resident_kernel_are_the_same() -> None:
+    head, maps = small_head().double().eval(), [feature.double() for feature in features()]
+    with torch.no_grad():
+        wanted = head.predict(maps, (30, 41))
+        with patch.object(resident, "serves", lambda *_: True), patch.object(head.classifier, "predict", None):
+            got = head.predict(maps, (30, 41))
+    assert torch.equal(got[0], wanted[0])
+    torch.testing.assert_close(got[1], wanted[1])

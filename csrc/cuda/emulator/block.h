@@ -131,38 +131,46 @@ inline bool runnable(const Thread& thread) {
   return !thread.finished && (thread.waits_for == nullptr || *thread.waits_for != thread.waits_at);
 }
 
-// Runs the block to its end; one warp at a time, each until all of its threads wait.
-inline void schedule() {
-  const int warps = static_cast<int>(block->warps.size());
-  for (bool progress = true; progress && block->error.empty();) {
+// Runs the block as far as it comes, one warp at a time, each until all of its threads wait; whether it came any further.
+inline bool advance(Block& one) {
+  block = &one;
+  const int warps = static_cast<int>(one.warps.size());
+  bool moved = false;
+  for (bool progress = true; progress && one.error.empty(); moved |= progress) {
     progress = false;
     for (int i = 0; i < warps; ++i) {
-      Thread* first = &block->threads[(block->order.descending ? warps - 1 - i : i) * 32];
-      for (bool ran = true; ran && block->error.empty();) {
+      Thread* first = &one.threads[(one.order.descending ? warps - 1 - i : i) * 32];
+      for (bool ran = true; ran && one.error.empty();) {
         ran = false;
-        for (Thread* thread = first; thread < first + 32 && block->error.empty(); ++thread) {
+        for (Thread* thread = first; thread < first + 32 && one.error.empty(); ++thread) {
           if (runnable(*thread)) {
             self = thread;
             thread->waits_for = nullptr;
-            switch_fiber(block->scheduler, thread->fiber);
+            switch_fiber(one.scheduler, thread->fiber);
             ran = progress = true;
           }
         }
       }
     }
   }
-  for (const Thread& thread : block->threads) {
-    if (block->error.empty() && !thread.finished) {
-      block->error = "block " + std::to_string(block->index) + ", thread " + std::to_string(thread.index) +
-                     ": waits forever in " + thread.waits_in;
-    }
-  }
+  block = nullptr;
+  return moved;
 }
 
-// A launch: the error of the first block that fails, or nothing.
-inline std::string run(Order order, int64_t blocks, int threads, uint32_t shared_bytes,
-                       const std::function<void()>& kernel) {
-  const auto body = [&kernel] {
+// The error of a block that comes no further, or nothing if it has ended.
+inline std::string ending(const Block& one) {
+  for (const Thread& thread : one.threads) {
+    if (one.error.empty() && !thread.finished) {
+      return "block " + std::to_string(one.index) + ", thread " + std::to_string(thread.index) + ": waits forever in " +
+             thread.waits_in;
+    }
+  }
+  return one.error;
+}
+
+// What every thread does.
+inline std::function<void()> body_of(const std::function<void()>& kernel) {
+  return [&kernel] {
     kernel();
     self->finished = true;
     for (const auto& group : self->copies) {
@@ -172,27 +180,38 @@ inline std::string run(Order order, int64_t blocks, int threads, uint32_t shared
     }
     switch_fiber(self->fiber, block->scheduler);
   };
-  const std::function<void()> entry = body;
+}
+
+// A block before its first step; its fibers have the numbers from `first_fiber` on.
+inline std::unique_ptr<Block> fresh(Order order, int64_t index, int threads, uint32_t shared_bytes, int first_fiber,
+                                    const std::function<void()>& body) {
+  auto one = std::make_unique<Block>();
+  one->order = order;
+  one->index = index;
+  one->warps.resize(threads / 32);
+  one->warpgroups.resize((threads + 127) / 128);
+  one->memory.reset(static_cast<uint8_t*>(std::aligned_alloc(1024, (shared_bytes + 2047) / 1024 * 1024)));
+  one->memory_size = shared_bytes;
+  std::memset(one->memory.get(), 0xff, shared_bytes);
+  one->writer.assign(shared_bytes / 16 + 1, -1);
+  one->threads.resize(threads);
+  for (int i = 0; i < threads; ++i) {
+    one->threads[i].index = i;
+    start_fiber(one->threads[i].fiber, first_fiber + i, &body);
+  }
+  return one;
+}
+
+// A launch: the error of the first block that fails, or nothing.
+inline std::string run(Order order, int64_t blocks, int threads, uint32_t shared_bytes,
+                       const std::function<void()>& kernel) {
+  const std::function<void()> body = body_of(kernel);
   for (int64_t index = 0; index < blocks; ++index) {
-    Block one;
-    one.order = order;
-    one.index = index;
-    one.warps.resize(threads / 32);
-    one.warpgroups.resize((threads + 127) / 128);
-    one.memory.reset(static_cast<uint8_t*>(std::aligned_alloc(1024, (shared_bytes + 2047) / 1024 * 1024)));
-    one.memory_size = shared_bytes;
-    std::memset(one.memory.get(), 0xff, shared_bytes);
-    one.writer.assign(shared_bytes / 16 + 1, -1);
-    one.threads.resize(threads);
-    for (int i = 0; i < threads; ++i) {
-      one.threads[i].index = i;
-      start_fiber(one.threads[i].fiber, i, &entry);
-    }
-    block = &one;
-    schedule();
-    block = nullptr;
-    if (!one.error.empty()) {
-      return one.error;
+    const auto one = fresh(order, index, threads, shared_bytes, 0, body);
+    advance(*one);
+    const std::string error = ending(*one);
+    if (!error.empty()) {
+      return error;
     }
   }
   return "";

@@ -4,6 +4,8 @@
 #include "cuda/attend.cuh"
 #include "cuda/classify.cuh"
 #include "cuda/classify_gradients.cuh"
+#include "cuda/dictionary_step.cuh"
+#include "cuda/interact.cuh"
 #include "cuda/merge.cuh"
 #include "cuda/nce_merge.cuh"
 #include "cuda/refine.cuh"
@@ -26,6 +28,7 @@ void print_all(const char* type, const char* architecture) {
   print<RefinePlan<Kind, Architecture, C, false>>("refine_chunk", type, architecture, "blocks");
   if constexpr (sizeof(typename Kind::Number) == 2 && Architecture::large_shared_memory) {
     print<RefineAttendPlan<Kind, Architecture, C>>("refine_attend_chunk", type, architecture, "-");
+    print<InteractPlan<Kind, Architecture, C>>("interact_kernel", type, architecture, "-");
   }
 }
 
@@ -65,6 +68,8 @@ void print_channels(const char* architecture) {
       std::printf("%s %s %s 256 - %d %d 0\n", kernel, type, architecture, nce_threads, nce_blocks_an_sm);
     }
     print_classify(type, architecture);
+    // Its shared memory holds the entries.
+    std::printf("dictionary_step_kernel %s %s 256 - %d 1 0\n", type, architecture, step_threads);
   }
 }
 

@@ -16,6 +16,7 @@
 #define D2LS_NO_UNROLL _Pragma("unroll 1")
 #define D2LS_UNROLL_TWICE _Pragma("unroll 2")
 #define D2LS_UNROLL_EIGHT _Pragma("unroll 8")
+#define D2LS_UNROLL_SIXTEEN _Pragma("unroll 16")
 #else
 #include "cuda/emulator/block.h"
 #define D2LS_DEVICE inline
@@ -25,6 +26,7 @@
 #define D2LS_NO_UNROLL
 #define D2LS_UNROLL_TWICE
 #define D2LS_UNROLL_EIGHT
+#define D2LS_UNROLL_SIXTEEN
 #endif
 
 namespace d2ls::cuda {
