@@ -24,12 +24,15 @@ GROUPS = {
 
 TESTS = (
     "tests/ops/test_every_backend.py",
+    "tests/ops/test_interact.py",
+    "tests/ops/test_interact_labels.py",
+    "tests/nn/test_resident.py",
     "tests/models/test_on_the_device.py",
     "tests/models/test_graphed.py",
     "tests/models/test_capturable.py",
     "tests/backends",
 )
-MAIN = "attend,refine,refine_attend,classify_labels"
+MAIN = "interact,attend,refine,refine_attend,classify_labels"
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis", "Occupancy", "LaunchStats")
 
 
@@ -68,7 +71,7 @@ def plan(python: str, gpu: Gpu, output: Path) -> list[Step]:
     if gpu.parallel_tests:
         pytest += ["-n", str(min(16, cores)), "--dist", "worksteal"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--print-limit", "20", "--tool"]
-    kernels = "regex:attend|refine|classify|labels"
+    kernels = "regex:interact|attend|refine|classify|labels"
     counters = ["ncu", "--target-processes", "all", "--clock-control", "none", "--kernel-name", kernels]
     counters += ["--launch-count", "24", "--csv", "--page", "details"]
     counters += [part for section in SECTIONS for part in ("--section", section)]
