@@ -69,7 +69,7 @@ def compile_library(sources: list[Path], target: Path, include: Path = ROOT / "c
 @functools.cache
 def library() -> ctypes.CDLL:
     """The emulator's library, compiled again when a source has changed."""
-    left_out = {CUDA / "registration.cu", CUDA / "emulator" / "plans.cc"}
+    left_out = {*CUDA.glob("registration*.cu"), CUDA / "emulator" / "plans.cc"}
     sources = sorted({*CUDA.glob("*.cu"), *CUDA.rglob("*.cc")} - left_out)
     text = b"".join(path.read_bytes() for path in sorted(CUDA.rglob("*")) if path.is_file())
     target = ROOT / "build" / "emulator" / f"{hashlib.sha256(text).hexdigest()[:16]}.so"

@@ -3,85 +3,23 @@
 // Checks shapes, allocates, and hands plain pointers to the launchers. Only the stable ABI is used, as in
 // ../registration.cpp, and of CUDA only the runtime. Schemas, fakes and gradients of what users call are in
 // d2ls_fast/ops; the operators here are what those call on a GPU, some with one more argument: whether TF32 is allowed.
-#include <cuda_runtime_api.h>
-#define USE_CUDA  // for the shim of the current stream
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "cuda/classify.h"
 #include "cuda/refine_attend.h"
+#include "cuda/registration.h"
 
 namespace {
 
-using d2ls::cuda::Type;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Type type_of(const Tensor& pixels, bool tf32) {
-  switch (pixels.scalar_type()) {
-    case ScalarType::Float:
-      return tf32 ? Type::tf32 : Type::f32;
-    case ScalarType::BFloat16:
-      return Type::bf16;
-    case ScalarType::Half:
-      return Type::f16;
-    default:
-      STD_TORCH_CHECK(false, "d2ls_fast: the CUDA kernels take float32, bfloat16 and float16 pixels");
-  }
-}
-
-// The device of a tensor, made the current one while this lives, and its current stream.
-struct OnDevice {
-  explicit OnDevice(const Tensor& tensor) : guard(tensor.get_device_index()) {
-    const int index = tensor.get_device_index();
-    void* stream = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == 0, "d2ls_fast: no current CUDA stream");
-    device.stream = static_cast<cudaStream_t>(stream);
-    STD_TORCH_CHECK(
-        cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index) == cudaSuccess &&
-            cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index) == cudaSuccess,
-        "d2ls_fast: CUDA device ", index, " does not answer");
-  }
-  torch::stable::accelerator::DeviceGuard guard;
-  d2ls::cuda::Device device{};
-};
-
-// Tensors as the kernels want them, kept alive as long as the pointers into them are used: contiguous, at a multiple of
-// 16 bytes, as the kernels' copies are.
-class Kept {
- public:
-  const void* typed(const Tensor& tensor, const Tensor& like, int64_t numel, const char* name) {
-    STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "d2ls_fast: ", name, " must have the dtype of pixels");
-    return pointer(tensor, numel, name);
-  }
-
-  const float* floats(const Tensor& tensor, int64_t numel, const char* name) {
-    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, "d2ls_fast: ", name, " must be float32");
-    return static_cast<const float*>(pointer(tensor, numel, name));
-  }
-
- private:
-  const void* pointer(const Tensor& tensor, int64_t numel, const char* name) {
-    STD_TORCH_CHECK(tensor.numel() == numel, "d2ls_fast: ", name, " must have ", numel, " elements, got ",
-                    tensor.numel());
-    tensors_.push_back(torch::stable::contiguous(tensor));
-    if (reinterpret_cast<uintptr_t>(tensors_.back().const_data_ptr()) % 16 != 0) {
-      tensors_.back() = torch::stable::clone(tensors_.back());
-    }
-    return tensors_.back().const_data_ptr();
-  }
-
-  std::vector<Tensor> tensors_;
-};
+using d2ls::cuda::check;
+using d2ls::cuda::classify_call;
+using d2ls::cuda::Kept;
+using d2ls::cuda::OnDevice;
+using d2ls::cuda::pointer;
+using d2ls::cuda::ScalarType;
+using d2ls::cuda::Tensor;
+using d2ls::cuda::type_of;
 
 // Pixels with their encoding, and the dictionary that refine takes.
 class Inputs {
@@ -137,10 +75,6 @@ class Inputs {
   Kept kept_;
 };
 
-float* pointer(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
-
-void check(const d2ls::cuda::Error& error) { STD_TORCH_CHECK(error.empty(), "d2ls_fast: ", error); }
-
 std::tuple<Tensor, Tensor> attend(Tensor pixels, Tensor pixel_pe, Tensor query, bool tf32) {
   const OnDevice on(pixels);
   Inputs in(pixels, pixel_pe, tf32);
@@ -190,33 +124,6 @@ std::tuple<Tensor, Tensor, Tensor> refine_attend(Tensor pixels, Tensor pixel_pe,
   Tensor scratch = in.empty_floats({d2ls::cuda::refine_attend_scratch(on.device, call)});
   check(d2ls::cuda::refine_attend(on.device, call, pointer(scratch)));
   return {refined, context, log_sum_exp};
-}
-
-// classify without outputs; `kept` keeps what it points to.
-d2ls::cuda::ClassifyCall classify_call(const Tensor& image, const Tensor& norm_weight, const Tensor& norm_bias,
-                                       const Tensor& hyper, int64_t prototypes, const std::string& reduction,
-                                       double eps, Kept* kept) {
-  STD_TORCH_CHECK(image.dim() == 4 && image.numel() > 0, "d2ls_fast: pixels must be [B, h, w, C] and not empty");
-  STD_TORCH_CHECK(hyper.dim() == 3 && prototypes > 0 && hyper.size(1) > 0 && hyper.size(1) % prototypes == 0,
-                  "d2ls_fast: hyper must be [B, K * P, C / 16]");
-  const int64_t c = image.size(3);
-  d2ls::cuda::ClassifyCall call{};
-  call.type = type_of(image, false);
-  call.reduction = reduction == "max"    ? d2ls::cuda::Reduction::max
-                   : reduction == "mean" ? d2ls::cuda::Reduction::mean
-                                         : d2ls::cuda::Reduction::logsumexp;
-  call.batch = image.size(0);
-  call.height = static_cast<int>(image.size(1));
-  call.width = static_cast<int>(image.size(2));
-  call.channels = static_cast<int>(c);
-  call.classes = static_cast<int>(hyper.size(1) / prototypes);
-  call.prototypes = static_cast<int>(prototypes);
-  call.eps = static_cast<float>(eps);
-  call.x = kept->typed(image, image, image.numel(), "pixels");
-  call.norm_weight = kept->floats(norm_weight, c / 4, "norm_weight");
-  call.norm_bias = kept->floats(norm_bias, c / 4, "norm_bias");
-  call.hyper = kept->floats(hyper, call.batch * hyper.size(1) * (c / 16), "hyper");
-  return call;
 }
 
 Tensor classify(Tensor image, Tensor norm_weight, Tensor norm_bias, Tensor hyper, int64_t prototypes,
