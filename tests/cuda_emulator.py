@@ -85,7 +85,7 @@ def library() -> ctypes.CDLL:
 
 def loaded(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
-    for name in ("attend", "refine", "refine_attend", "classify"):
+    for name in ("attend", "attend_backward", "refine", "refine_attend", "classify"):
         if not hasattr(result, f"d2ls_emulate_{name}"):
             continue
         getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p

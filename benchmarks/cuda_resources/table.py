@@ -39,7 +39,7 @@ class Plan:
     @property
     def multiplies(self) -> bool:
         """Whether it uses matrix instructions."""
-        return self.kernel not in ("merge_chunks", "classify_pixels_kernel")
+        return self.kernel not in ("merge_chunks", "combine_parts_kernel", "classify_pixels_kernel")
 
 
 @dataclass(frozen=True)

@@ -79,15 +79,15 @@ D2LS_DEVICE void normalise(float (&rows)[C / 8][4], const Norm<C>& norm, int cha
   }
 }
 
-// Writes the 16 rows to rows `row` on of a matrix of `channels` columns, those below `end`.
+// Writes the 16 rows to rows `row` on of a matrix of `channels` columns, those below `end`, from column `first` on.
 template <class T, int TILES>
-D2LS_DEVICE void store_rows(const float (&rows)[TILES][4], T* to, int row, int end, int channels) {
+D2LS_DEVICE void store_rows(const float (&rows)[TILES][4], T* to, int row, int end, int channels, int first = 0) {
   const int g = thread_index() % 32 / 4, t = thread_index() % 4;
   channels = from_here(channels);
   D2LS_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int mine = row + g + 8 * half;
-    T* line = to + static_cast<int64_t>(mine) * channels;
+    T* line = to + static_cast<int64_t>(mine) * channels + first;
     if constexpr (sizeof(T) == 2) {
       // A lane has two columns of every tile; exchanged, it has all eight of every fourth: 16 bytes, and a quad 64.
       D2LS_UNROLL
@@ -98,15 +98,49 @@ D2LS_DEVICE void store_rows(const float (&rows)[TILES][4], T* to, int row, int e
           words[i] = Pair<T>::pack(rows[c + i][2 * half], rows[c + i][2 * half + 1]);
         }
         quad_transpose(words);
-        if (mine < end && 8 * (c + t) < channels) {
+        if (mine < end && first + 8 * (c + t) < channels) {
           *reinterpret_cast<Words*>(line + 8 * (c + t)) = {words[0], words[1], words[2], words[3]};
         }
       }
     } else {
       D2LS_UNROLL
       for (int c = 0; c < TILES; ++c) {
-        if (mine < end && 8 * c < channels) {
+        if (mine < end && first + 8 * c < channels) {
           *reinterpret_cast<Two*>(line + 8 * c + 2 * t) = {rows[c][2 * half], rows[c][2 * half + 1]};
+        }
+      }
+    }
+  }
+}
+
+// rows += what store_rows would write there.
+template <class T, int TILES>
+D2LS_DEVICE void add_rows(float (&rows)[TILES][4], const T* from, int row, int end, int channels, int first = 0) {
+  const int g = thread_index() % 32 / 4, t = thread_index() % 4;
+  channels = from_here(channels);
+  D2LS_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int mine = row + g + 8 * half;
+    const T* line = from + static_cast<int64_t>(mine) * channels + first;
+    if constexpr (sizeof(T) == 2) {
+      D2LS_UNROLL
+      for (int c = 0; c < TILES; c += 4) {
+        const bool there = mine < end && first + 8 * (c + t) < channels;
+        Words got = there ? *reinterpret_cast<const Words*>(line + 8 * (c + t)) : Words{0, 0, 0, 0};
+        quad_transpose(got.word);
+        D2LS_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          rows[c + i][2 * half] += Pair<T>::first(got.word[i]);
+          rows[c + i][2 * half + 1] += Pair<T>::second(got.word[i]);
+        }
+      }
+    } else {
+      D2LS_UNROLL
+      for (int c = 0; c < TILES; ++c) {
+        if (mine < end && first + 8 * c < channels) {
+          const Two got = *reinterpret_cast<const Two*>(line + 8 * c + 2 * t);
+          rows[c][2 * half] += got.first;
+          rows[c][2 * half + 1] += got.second;
         }
       }
     }

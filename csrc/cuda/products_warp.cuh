@@ -1,6 +1,6 @@
 // Products of tiles by mma.sync: 16 rows of the result in every warp, independent of the other warps.
 //
-// Results lie as in instructions/mma.cuh: tile n of d[N / 8][4] holds columns 8 n to 8 n + 7. All three forms add to d.
+// Results lie as in instructions/mma.cuh: tile n of d[N / 8][4] holds columns 8 n to 8 n + 7. All four forms add to d.
 #pragma once
 
 #include "cuda/instructions/mma.cuh"
@@ -17,7 +17,8 @@ D2LS_DEVICE void pack_left(uint32_t (&left)[4], const float (&first)[4], const f
   left[3] = Pair<T>::pack(second[2], second[3]);
 }
 
-// Where a lane finds its row of 16 x 16 numbers of a left factor, and of a right factor that is transposed.
+// Where a lane finds its row of 16 x 16 numbers of a left factor, and of a right factor that is transposed; the latter is
+// also that of a left factor whose rows are the columns of a tile.
 template <class M>
 D2LS_DEVICE Place<M> left_place(M, uint32_t tile, int row) {
   const int lane = thread_index() % 32;
@@ -72,12 +73,27 @@ struct WarpProducts {
   // d += W B with W [16][K] a result, rounded to T, and B a tile of K rows.
   template <int K, int C>
   static D2LS_DEVICE void result_by_tile(float (&d)[C / 8][4], const float (&w)[K / 8][4], uint32_t b, Tile<T, K, C>) {
+    left_by_tile<K, C>(d, b, [&](uint32_t(&left)[4], int k) { pack_left<T>(left, w[k / 8], w[k / 8 + 1]); });
+  }
+
+  // d += W^T B for 16 columns of W from `column`; W and B are tiles of K rows.
+  template <int K, int COLUMNS, int C>
+  static D2LS_DEVICE void columns_by_tile(float (&d)[C / 8][4], uint32_t w, int column, uint32_t b, Tile<T, K, COLUMNS>,
+                                          Tile<T, K, C>) {
+    const auto from = right_place(Tile<T, K, COLUMNS>(), w);
+    left_by_tile<K, C>(
+        d, b, [&](uint32_t(&left)[4], int k) { load_matrices_transposed(left, from.at(k, column / 8)); });
+  }
+
+ private:
+  template <int K, int C, class A>
+  static D2LS_DEVICE void left_by_tile(float (&d)[C / 8][4], uint32_t b, const A& a) {
     const int lane = thread_index() % 32;
     const Place from(Tile<T, K, C>(), b, lane % 16, lane / 16);
     D2LS_UNROLL
     for (int k = 0; k < K; k += 16) {
       uint32_t left[4];
-      pack_left<T>(left, w[k / 8], w[k / 8 + 1]);
+      a(left, k);
       D2LS_UNROLL
       for (int n = 0; n < C; n += 16) {
         uint32_t right[4];
@@ -88,7 +104,6 @@ struct WarpProducts {
     }
   }
 
- private:
   template <int N, class M>
   static D2LS_DEVICE void multiply_step(float (&d)[N / 8][4], const uint32_t (&left)[4], const Place<M>& b, int word) {
     D2LS_UNROLL

@@ -1,6 +1,6 @@
 // Products of tiles by wgmma: 64 rows of the result in every warpgroup, 16 in each of its warps.
 //
-// The same three forms as WarpProducts, for all four warps together; every instruction has 64 columns (or all, if fewer),
+// The same four forms as WarpProducts, for all four warps together; every instruction has 64 columns (or all, if fewer),
 // one panel, so that descriptors need no step between panels and d is cut at multiples of 32 registers.
 #pragma once
 
@@ -73,6 +73,24 @@ struct WarpgroupProducts {
     for (int k = 0; k < K / 16; ++k) {
       pack_left<T>(left[k], w[2 * k], w[2 * k + 1]);
     }
+    left_by_tile<K, C>(d, left, b);
+  }
+
+  template <int K, int COLUMNS, int C>
+  static D2LS_DEVICE void columns_by_tile(float (&d)[C / 8][4], uint32_t w, int column, uint32_t b, Tile<T, K, COLUMNS>,
+                                          Tile<T, K, C>) {
+    const auto from = right_place(Tile<T, K, COLUMNS>(), w);
+    uint32_t left[K / 16][4];
+    D2LS_UNROLL
+    for (int k = 0; k < K / 16; ++k) {
+      load_matrices_transposed(left[k], from.at(16 * k, column / 8));
+    }
+    left_by_tile<K, C>(d, left, b);
+  }
+
+ private:
+  template <int K, int C>
+  static D2LS_DEVICE void left_by_tile(float (&d)[C / 8][4], const uint32_t (&left)[K / 16][4], uint32_t b) {
     hold(d);
     products_begin();
     D2LS_UNROLL
@@ -89,7 +107,6 @@ struct WarpgroupProducts {
     hold(d);
   }
 
- private:
   // What is added to the descriptor of a tile to start at column k.
   template <class M>
   static D2LS_DEVICE constexpr uint64_t step(int k) {

@@ -86,7 +86,7 @@ class Triton:
 
 
 class Cuda:
-    """CUDA kernels of the compiled extension, forward only; chosen by name alone until they have run on a GPU."""
+    """CUDA kernels of the compiled extension, chosen by name alone until they have run on a GPU."""
 
     name = "cuda"
 

@@ -1,6 +1,6 @@
 """The CUDA kernels of the compiled extension, with the arguments that the operators have.
 
-Forward only: gradients come from the operators' own backward kernels (Triton's, or plain PyTorch).
+Where an operator has no backward here, its gradients come from Triton's kernels or plain PyTorch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,28 @@ from torch import Tensor
 def attend(pixels: Tensor, pixel_pe: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_attend(
         pixels, _shared_encoding(pixel_pe), query, _tf32_allowed()
+    )
+    return result
+
+
+def attend_backward(
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    query: Tensor,
+    context: Tensor,
+    log_sum_exp: Tensor,
+    grad_context: Tensor,
+    grad_log_sum_exp: Tensor,
+    need_pe_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.d2ls_fast.cuda_attend_backward(
+        pixels,
+        pixel_pe if need_pe_grad else _shared_encoding(pixel_pe),
+        query,
+        log_sum_exp,
+        *_grad_and_delta(context, grad_context, grad_log_sum_exp, query.dtype),
+        need_pe_grad,
+        _tf32_allowed(),
     )
     return result
 
@@ -38,6 +60,15 @@ def classify(*arguments: Any) -> Tensor:
 def classify_labels(*arguments: Any) -> tuple[Tensor, Tensor]:
     result: tuple[Tensor, Tensor] = torch.ops.d2ls_fast.cuda_classify_labels(*arguments)
     return result
+
+
+def _grad_and_delta(context: Tensor, grad: Tensor, grad_lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The gradient of the context as the kernels multiply with it, and delta of what was rounded.
+
+    The rows of dS then sum to the gradient of the log-sum-exp.
+    """
+    grad = grad.to(dtype)
+    return grad, (grad.float() * context).sum(-1) - grad_lse.float()
 
 
 def _shared_encoding(pixel_pe: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 #include <cstdio>
 
 #include "cuda/attend.cuh"
+#include "cuda/attend_backward.cuh"
 #include "cuda/classify.cuh"
+#include "cuda/combine_parts.cuh"
 #include "cuda/merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
@@ -18,6 +20,7 @@ void print(const char* kernel, const char* type, const char* architecture, const
 template <class Kind, class Architecture, int C>
 void print_all(const char* type, const char* architecture) {
   print<AttendPlan<Kind, Architecture, C>>("attend_chunk", type, architecture, "-");
+  print<AttendBackwardPlan<Kind, Architecture, C>>("attend_backward_chunk", type, architecture, "-");
   print<RefinePlan<Kind, Architecture, C, true>>("refine_chunk", type, architecture, "one-block");
   print<RefinePlan<Kind, Architecture, C, false>>("refine_chunk", type, architecture, "blocks");
   if constexpr (sizeof(typename Kind::Number) == 2 && Architecture::large_shared_memory) {
@@ -50,6 +53,7 @@ void print_channels(const char* architecture) {
   std::printf("merge_chunks fp32 %s 256 - %d 1 0\n", architecture, merge_threads);
   for (const char* type : {"bf16", "fp16", "fp32"}) {
     print_classify(type, architecture);
+    std::printf("combine_parts_kernel %s %s 256 - %d 1 0\n", type, architecture, combine_threads);
   }
 }
 
