@@ -85,7 +85,9 @@ def library() -> ctypes.CDLL:
 
 def loaded(path: Path) -> ctypes.CDLL:
     result = ctypes.CDLL(str(path))
-    for name in ("attend", "attend_backward", "refine", "refine_attend", "classify"):
+    for name in (
+        "attend", "attend_backward", "refine", "refine_attend", "refine_backward", "refine_attend_backward", "classify"
+    ):  # fmt: skip
         if not hasattr(result, f"d2ls_emulate_{name}"):
             continue
         getattr(result, f"d2ls_emulate_{name}").restype = ctypes.c_char_p

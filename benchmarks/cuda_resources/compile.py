@@ -14,7 +14,7 @@ from rich.progress import track
 from d2ls_fast.benchmarks.cuda_resources.table import Plan, Row, Table
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
-FILES = ("attend", "refine", "refine_attend", "classify", "attend_backward")
+FILES = ("attend", "refine", "refine_attend", "classify", "attend_backward", "refine_backward")
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
 TYPES = {"Bf16": "bf16", "Fp16": "fp16", "RoundedFloat32": "tf32", "Float32": "fp32"}
@@ -90,7 +90,7 @@ def parsed(usage: str, sass: str, target: str) -> dict[Key, Taken]:
 
 # Mangled names of attend_chunk<AttendPlan<Half<Bf16>, Hopper, 256>, Hopper>, classify_pixels_kernel<Bf16, 16, true>.
 _PLANNED = re.compile(
-    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk|attend_backward_chunk)INS0_\d+\w+?Plan"
+    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk|attend_backward_chunk|refine_backward_chunk|undo_norm_chunk)INS0_\d+\w+?Plan"
     r"INS0_(?:4HalfINS0_4(Bf16|Fp16)EEE|\d+(RoundedFloat32|Float32)E)"
     r"NS0_\d(Ampere|Hopper|Blackwell)ELi(\d+)E(?:Lb([01])E)?"
 )
@@ -102,6 +102,8 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _PLANNED.search(symbol):
         kernel, half, single, architecture, channels, one_block = match.groups()
         variant = {None: "-", "0": "blocks", "1": "one-block"}[one_block]
+        if kernel == "undo_norm_chunk":  # for several blocks of rows alone
+            variant = "blocks"
         return kernel, TYPES[half or single], ARCHITECTURES[architecture], int(channels), variant
     if match := _COMBINE.search(symbol):
         kernel, of, to = match.groups()

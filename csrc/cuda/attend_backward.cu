@@ -17,11 +17,12 @@ Error run(const Device& device, const AttendBackwardCall& call, float* scratch, 
     const Split cut = split(call.pixels, Plan::pixels, call.batch, device.multiprocessors);
     const int64_t parts = call.batch * cut.chunks * call.rows * call.channels;
     const int64_t image = call.pixels * call.channels;
-    *floats = parts + (call.grad_pe == nullptr ? 0 : call.batch * image);
+    const bool combined = call.grad_pe != nullptr && call.through_pe == nullptr;
+    *floats = parts + (combined ? call.batch * image : 0);
     if (scratch == nullptr) {
       return "";
     }
-    float* part_pe = call.grad_pe == nullptr ? nullptr : scratch + parts;
+    float* part_pe = combined ? scratch + parts : call.through_pe;
     for (int first_row = 0; first_row < call.rows; first_row += Plan::rows) {
       const AttendBackwardArguments arguments{
           call.x, call.pe, call.query, call.grad_context, first_row == 0 ? call.add : call.grad_x, call.log_sum_exp,
@@ -33,9 +34,9 @@ Error run(const Device& device, const AttendBackwardCall& call, float* scratch, 
         return error;
       }
     }
-    if (part_pe != nullptr) {
+    if (combined) {
       const Error error = combine_parts<float, T>(device, part_pe, call.grad_pe, 1,
-                                              static_cast<int>(call.batch / call.pe_images), call.pe_images * image);
+                                              call.batch / call.pe_images, call.pe_images * image);
       if (!error.empty()) {
         return error;
       }

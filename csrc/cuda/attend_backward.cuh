@@ -76,12 +76,7 @@ D2LS_DEVICE void store_pixel_gradients(const AttendBackwardArguments& a, const f
     float total[Plan::Rows::panel / 8][4] = {};
     Plan::Unit::result_by_tile(total, grads, Plan::query + panel, Slice());
     if (a.grad_pe != nullptr) {
-      float through[Plan::Rows::panel / 8][4];
-      copy_rows(through, total);
-      if (a.first_row > 0) {
-        add_rows(through, a.grad_pe + start, pixel, a.pixels, a.channels, first);
-      }
-      store_rows(through, a.grad_pe + start, pixel, a.pixels, a.channels, first);
+      store_encoding_gradient(total, a.grad_pe + start, a.first_row > 0, pixel, a.pixels, a.channels, first);
     }
     Plan::Unit::result_by_tile(total, weights, Plan::grad + panel, Slice());
     if (a.add != nullptr) {
@@ -146,15 +141,20 @@ D2LS_KERNEL(Plan::threads, Plan::blocks) attend_backward_chunk(AttendBackwardArg
         Plan::Unit::rows_by_rows(grads, here + Plan::x, row, Plan::grad, Pixels(), Rows());
         const int pixel = first + tile * Plan::pixels + row;
         weights_and_gradients<Plan>(weights, grads, a.pixels - pixel);
-        store_weights(grads, here + Plan::weights, row, typename Plan::Weights());
+        store_in_tile(grads, here + Plan::weights, row, typename Plan::Weights());
         named_barrier_arrive(Plan::full(tile), Plan::threads);
         store_pixel_gradients<Plan>(a, weights, grads, image, pixel);
       }
     } else {
       block_barrier();
-      add_up_rows<Plan>(
-          a.part_query + ((static_cast<int64_t>(image) * a.chunks + chunk) * a.rows + a.first_row) * a.channels, tiles,
-          rows, a.channels, (thread_index() - Plan::group) / 32 * 16, Plan::weights, Plan::y);
+      const int row = (thread_index() - Plan::group) / 32 * 16;
+      float total[Plan::channels / 8][4] = {};
+      add_up_rows<Plan>(total, tiles, row, Plan::threads, Plan::stages, [](int tile) {
+        const uint32_t here = Plan::stage(tile);
+        return Handover{here + Plan::weights, here + Plan::y, Plan::full(tile), Plan::free(tile)};
+      });
+      const int64_t part = (static_cast<int64_t>(image) * a.chunks + chunk) * a.rows + a.first_row;
+      store_parts(total, a.part_query + part * a.channels, row, a.channels, [&](int r) { return r < rows ? r : -1; });
     }
   }
 }

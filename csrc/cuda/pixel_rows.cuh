@@ -31,6 +31,35 @@ D2LS_DEVICE Place<M> pairs(M, uint32_t tile, int row) {
                   column % M::per_word * static_cast<int>(sizeof(typename M::Number)));
 }
 
+// 16 rows of a product to rows `row` on of a tile in shared memory, rounded.
+template <class M, int TILES>
+D2LS_DEVICE void store_in_tile(const float (&rows)[TILES][4], uint32_t tile, int row, M) {
+  const auto to = pairs(M(), tile, row);
+  D2LS_UNROLL
+  for (int n = 0; n < TILES; ++n) {
+    D2LS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const Two two{rows[n][2 * half], rows[n][2 * half + 1]};
+      store_two<typename M::Number>(to.at(8 * half, 8 * n / M::per_word), two);
+    }
+  }
+}
+
+// What store_in_tile stored.
+template <class M, int TILES>
+D2LS_DEVICE void load_from_tile(float (&rows)[TILES][4], uint32_t tile, int row, M) {
+  const auto from = pairs(M(), tile, row);
+  D2LS_UNROLL
+  for (int n = 0; n < TILES; ++n) {
+    D2LS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const Two two = load_two<typename M::Number>(from.at(8 * half, 8 * n / M::per_word));
+      rows[n][2 * half] = two.first;
+      rows[n][2 * half + 1] = two.second;
+    }
+  }
+}
+
 // rows = x + out_bias, the rows of tile `x` from `row` on; bias(c) gives this lane's two of tile c.
 template <class M, int TILES, class Bias>
 D2LS_DEVICE void residual(float (&rows)[TILES][4], uint32_t x, int row, const Bias& bias, M) {
@@ -145,6 +174,21 @@ D2LS_DEVICE void add_rows(float (&rows)[TILES][4], const T* from, int row, int e
       }
     }
   }
+}
+
+// The way of a gradient through the encoding: 16 rows of float32, added to what is there or not.
+template <int TILES>
+D2LS_DEVICE void store_encoding_gradient(const float (&rows)[TILES][4], float* to, bool add, int row, int end,
+                                         int channels, int first) {
+  float sum[TILES][4];
+  D2LS_UNROLL
+  for (int i = 0; i < 4 * TILES; ++i) {
+    sum[i / 4][i % 4] = rows[i / 4][i % 4];
+  }
+  if (add) {
+    add_rows(sum, to, row, end, channels, first);
+  }
+  store_rows(sum, to, row, end, channels, first);
 }
 
 }  // namespace d2ls::cuda

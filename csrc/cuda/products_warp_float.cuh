@@ -1,4 +1,4 @@
-// Products of float32 tiles by mma.sync, as TF32: the four forms of WarpProducts, without ldmatrix.
+// Products of float32 tiles by mma.sync, as TF32: the five forms of WarpProducts, without ldmatrix.
 //
 // One product (PASSES = 1), or three that keep float32's precision: with v = high + low,
 // a b = a_low b_high + a_high b_low + a_high b_high up to 2^-22 of it.
@@ -35,6 +35,17 @@ struct WarpProducts<float, PASSES> {
     left_by_tile<K, C>(d, b, [&](int k) {
       const float(&step)[4] = w[k / 8];
       return Left({step[0], step[2], step[1], step[3]});
+    });
+  }
+
+  template <int K, int ROWS, int C>
+  static D2LS_DEVICE void rows_by_tile(float (&d)[C / 8][4], uint32_t w, int row, uint32_t b, Tile<float, ROWS, K>,
+                                       Tile<float, K, C>) {
+    const int lane = thread_index() % 32;
+    const Place from(Tile<float, ROWS, K>(), w, row + lane / 4, lane % 4 / 2, lane % 2 * 8);
+    left_by_tile<K, C>(d, b, [&](int k) {
+      const Two upper = load_shared<Two>(from.at(0, k / 4)), lower = load_shared<Two>(from.at(8, k / 4));
+      return Left({upper.first, lower.first, upper.second, lower.second});
     });
   }
 

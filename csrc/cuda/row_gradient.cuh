@@ -5,52 +5,42 @@
 
 namespace d2ls::cuda {
 
-template <int TILES>
-D2LS_DEVICE void copy_rows(float (&to)[TILES][4], const float (&from)[TILES][4]) {
-  D2LS_UNROLL
-  for (int n = 0; n < TILES; ++n) {
-    D2LS_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      to[n][i] = from[n][i];
+// Where a tile's W and Y are, and the barriers that say that they are there and that they are no longer needed.
+struct Handover {
+  uint32_t weights, y;
+  int full, free;
+};
+
+// total += W^T Y of all tiles, for rows `row` to row + 15. at(tile) is the tile's Handover; `threads` are those of the two
+// groups that hand over; the group that fills does not wait for the last `stages` tiles.
+template <class Plan, class At>
+D2LS_DEVICE void add_up_rows(float (&total)[Plan::channels / 8][4], int tiles, int row, int threads, int stages,
+                             const At& at) {
+  for (int tile = 0; tile < tiles; ++tile) {
+    const Handover here = at(tile);
+    named_barrier_wait(here.full, threads);
+    Plan::Unit::columns_by_tile(total, here.weights, row, here.y, typename Plan::Weights(), typename Plan::Pixels());
+    if (tile + stages < tiles) {
+      named_barrier_arrive(here.free, threads);
     }
   }
 }
 
-// 16 rows of weights to rows `row` on of a tile, rounded.
-template <class M, int TILES>
-D2LS_DEVICE void store_weights(const float (&weights)[TILES][4], uint32_t tile, int row, M) {
-  using T = typename M::Number;
-  const auto to = pairs(M(), tile, row);
+// Writes 16 rows of a sum: row r of the block goes to row row_of(r) of a matrix of `channels` columns, unless negative.
+template <int TILES, class RowOf>
+D2LS_DEVICE void store_parts(const float (&total)[TILES][4], float* to, int row, int channels, const RowOf& row_of) {
+  const int g = thread_index() % 32 / 4, t = thread_index() % 4;
   D2LS_UNROLL
-  for (int n = 0; n < TILES; ++n) {
+  for (int half = 0; half < 2; ++half) {
+    const int mine = row_of(row + g + 8 * half);
     D2LS_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const float *two = weights[n] + 2 * half;
-      const uint32_t word = to.at(8 * half, 8 * n / M::per_word);
-      if constexpr (sizeof(T) == 2) {
-        store_shared(word, Pair<T>::pack(two[0], two[1]));
-      } else {
-        store_shared(word, Two{two[0], two[1]});
+    for (int c = 0; c < TILES; ++c) {
+      if (mine >= 0 && 8 * c < channels) {
+        *reinterpret_cast<Two*>(to + static_cast<int64_t>(mine) * channels + 8 * c + 2 * t) = {total[c][2 * half],
+                                                                                            total[c][2 * half + 1]};
       }
     }
   }
-}
-
-// The sum over all tiles of W^T Y for rows `row` to row + 15, those below `rows`, written to `to`. `weights` and `y` are
-// where a stage has W and Y.
-template <class Plan>
-D2LS_DEVICE void add_up_rows(float* to, int tiles, int rows, int channels, int row, uint32_t weights, uint32_t y) {
-  float total[Plan::channels / 8][4] = {};
-  for (int tile = 0; tile < tiles; ++tile) {
-    const uint32_t here = Plan::stage(tile);
-    named_barrier_wait(Plan::full(tile), Plan::threads);
-    Plan::Unit::columns_by_tile(total, here + weights, row, here + y, typename Plan::Weights(),
-                                typename Plan::Pixels());
-    if (tile + 2 < tiles) {  // nobody waits for the last two
-      named_barrier_arrive(Plan::free(tile), Plan::threads);
-    }
-  }
-  store_rows(total, to, row, rows, channels);
 }
 
 }  // namespace d2ls::cuda

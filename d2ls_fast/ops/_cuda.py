@@ -52,6 +52,41 @@ def refine_attend(pixels: Tensor, pixel_pe: Tensor, *more: Any) -> tuple[Tensor,
     return result
 
 
+def refine_backward(
+    pixels: Tensor,
+    pixel_pe: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    out_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    query: Tensor | None,
+    context: Tensor | None,
+    log_sum_exp: Tensor | None,
+    grad_refined: Tensor,
+    grad_context: Tensor | None,
+    grad_log_sum_exp: Tensor | None,
+    num_heads: int,
+    eps: float,
+    need_pe_grad: bool,
+) -> tuple[Tensor, ...]:
+    """Of refine_attend, or without a query of refine."""
+    encoding = pixel_pe if need_pe_grad else _shared_encoding(pixel_pe)
+    arguments = (pixels, encoding, key, key_bias, value, out_bias, norm_weight, norm_bias)
+    options = (num_heads, eps, need_pe_grad, _tf32_allowed())
+    gradients: tuple[Tensor, ...]
+    if query is None or context is None or log_sum_exp is None:
+        gradients = torch.ops.d2ls_fast.cuda_refine_backward(*arguments, grad_refined, *options)
+        return (*gradients, pixels.new_empty((0,)))
+    assert grad_context is not None and grad_log_sum_exp is not None
+    grad, delta = _grad_and_delta(context, grad_context, grad_log_sum_exp, query.dtype)
+    gradients = torch.ops.d2ls_fast.cuda_refine_attend_backward(
+        *arguments, query, log_sum_exp, grad_refined, grad, delta, *options
+    )
+    return gradients
+
+
 def classify(*arguments: Any) -> Tensor:
     logits: Tensor = torch.ops.d2ls_fast.cuda_classify(*arguments)
     return logits

@@ -8,6 +8,8 @@
 #include "cuda/merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
+#include "cuda/refine_backward_kernel.cuh"
+#include "cuda/undo_norm_kernel.cuh"
 
 namespace d2ls::cuda {
 
@@ -23,6 +25,9 @@ void print_all(const char* type, const char* architecture) {
   print<AttendBackwardPlan<Kind, Architecture, C>>("attend_backward_chunk", type, architecture, "-");
   print<RefinePlan<Kind, Architecture, C, true>>("refine_chunk", type, architecture, "one-block");
   print<RefinePlan<Kind, Architecture, C, false>>("refine_chunk", type, architecture, "blocks");
+  print<RefineBackwardPlan<Kind, Architecture, C, true>>("refine_backward_chunk", type, architecture, "one-block");
+  print<RefineBackwardPlan<Kind, Architecture, C, false>>("refine_backward_chunk", type, architecture, "blocks");
+  print<UndoNormPlan<Kind, Architecture, C>>("undo_norm_chunk", type, architecture, "blocks");
   if constexpr (sizeof(typename Kind::Number) == 2 && Architecture::large_shared_memory) {
     print<RefineAttendPlan<Kind, Architecture, C>>("refine_attend_chunk", type, architecture, "-");
   }
@@ -53,7 +58,11 @@ void print_channels(const char* architecture) {
   std::printf("merge_chunks fp32 %s 256 - %d 1 0\n", architecture, merge_threads);
   for (const char* type : {"bf16", "fp16", "fp32"}) {
     print_classify(type, architecture);
-    std::printf("combine_parts_kernel %s %s 256 - %d 1 0\n", type, architecture, combine_threads);
+    std::printf("combine_parts_kernel %s %s 256 - %d 1 %u\n", type, architecture, combine_threads, combine_shared_bytes);
+  }
+  for (const char* type : {"bf16", "fp16"}) {
+    std::printf("combine_parts_kernel %s %s 256 pixels %d 1 %u\n", type, architecture, combine_threads,
+                combine_shared_bytes);
   }
 }
 
