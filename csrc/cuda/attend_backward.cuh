@@ -4,8 +4,9 @@
 //   dS = P (dP - delta)    dx = P G + dS Q    dQ = dS^T (x + pe)    dpe = dS Q
 // Pixel-major, so that P and dS, as they lie in registers, are the left factors of dx. Two groups of warps: one has 16
 // pixels a warp and makes dx in slices of one panel of channels (32 registers, not C / 2); the other adds up dQ, 16 rows
-// a warp, which takes C / 2 registers a thread for the whole chunk. dS crosses from one to the other through shared memory,
-// in two stages with the tiles, as in refine_attend.cuh. More rows than fit are done by further launches, which add to dx.
+// a warp, which takes C / 2 registers a thread for the whole chunk. dS crosses from one to the other through shared
+// memory, in two stages with the tiles, as in refine_attend.cuh. More rows than fit are done by further launches, which
+// add to dx.
 #pragma once
 
 #include "cuda/row_gradient.cuh"

@@ -23,8 +23,8 @@ Error run(const Device& device, const RefineAttendBackwardCall& call, float* mem
   void* grad = scratch.take(numbers, c.type);
   backward.grad_refined = grad;
   backward.through_pe = call.refine.grad_pe == nullptr ? nullptr : scratch.take(numbers);
-  const AttendBackwardCall attended{c.type, count, c.pixels, c.channels, call.queries, c.pe_images, forward.refined, c.pe,
-                                    call.query, call.grad_context, call.log_sum_exp, call.delta,
+  const AttendBackwardCall attended{c.type, count, c.pixels, c.channels, call.queries, c.pe_images, forward.refined,
+                                    c.pe, call.query, call.grad_context, call.log_sum_exp, call.delta,
                                     call.refine.grad_refined, grad, nullptr, call.grad_query, backward.through_pe};
   float* own = scratch.take(0);  // one after the other, both use what follows
   const int64_t first = attend_backward_scratch(device, attended), second = refine_backward_scratch(device, backward);

@@ -5,8 +5,8 @@
 
 namespace d2ls::cuda {
 
-// `refine` without through_pe; `queries` rows of query, grad_context and grad_query [dictionaries * images, queries, channels]
-// in `type`, log_sum_exp and delta [dictionaries * images, queries] as in AttendBackwardCall.
+// `refine` without through_pe; query, grad_context and grad_query [dictionaries * images, queries, channels] in `type`,
+// log_sum_exp and delta [dictionaries * images, queries] as in AttendBackwardCall.
 struct RefineAttendBackwardCall {
   RefineBackwardCall refine;
   int queries;

@@ -1,5 +1,6 @@
-// The launches of refine's backward: one pass where all rows of key and value fit, otherwise one that undoes the norm and
-// then one for every block of rows.
+// The launches of refine's backward: one pass where all rows of key and value fit, otherwise one that undoes the norm
+// and then one for every block of rows. In float32, where 32 rows fit and the model has 56, it is always the latter,
+// which also has one width of channels only: fewer kernels to compile.
 #include "cuda/refine_backward.h"
 
 #include "cuda/combine_parts.cuh"
@@ -14,11 +15,13 @@ namespace {
 // The pass, or the passes, over the pixels; `du` is memory for the gradient of u, which several need.
 template <class Kind, class Architecture, int C>
 Error passes(const Device& device, RefineBackwardArguments a, int64_t grid, void* du) {
-  using Plan = RefineBackwardPlan<Kind, Architecture, C, true>;
-  using Undo = UndoNormPlan<Kind, Architecture, C>;
-  using Rest = RefineBackwardPlan<Kind, Architecture, C, false>;
-  if (du == nullptr) {
-    return launch(device, refine_backward_chunk<Plan, Architecture>, grid, Plan::threads, Plan::shared_bytes, a);
+  using Undo = UndoNormPlan<Kind, Architecture, 256>;
+  using Rest = RefineBackwardPlan<Kind, Architecture, 256, false>;
+  if constexpr (sizeof(typename Kind::Number) == 2) {
+    using Plan = RefineBackwardPlan<Kind, Architecture, C, true>;
+    if (du == nullptr) {
+      return launch(device, refine_backward_chunk<Plan, Architecture>, grid, Plan::threads, Plan::shared_bytes, a);
+    }
   }
   RefineBackwardArguments first = a;
   first.grad_x = du;
@@ -57,7 +60,7 @@ Error run(const Device& device, const RefineBackwardCall& call, float* memory, i
     grad_x = scratch.take(count * image, c.type);
   }
   void* du = nullptr;
-  if (Entries{c.heads, c.entries}.blocks(Plan::rows) > 1) {
+  if (sizeof(T) == 4 || Entries{c.heads, c.entries}.blocks(Plan::rows) > 1) {
     du = scratch.take(count * image, c.type);
   }
   *floats = scratch.used();
@@ -66,8 +69,8 @@ Error run(const Device& device, const RefineBackwardCall& call, float* memory, i
   }
   const RefineBackwardArguments arguments{
       c.x, c.pe, c.key, c.value, call.grad_refined, c.key_bias, c.out_bias, c.norm_weight, grad_x, part_pe, part_key,
-      part_value, part_key_bias, part_norm_weight, part_norm_bias, part_out_bias, static_cast<int>(c.pixels), static_cast<int>(c.images),
-      static_cast<int>(c.pe_images), static_cast<int>(c.dictionaries), c.channels, c.heads, c.entries, 0, cut.chunks,
+      part_value, part_key_bias, part_norm_weight, part_norm_bias, part_out_bias, static_cast<int>(c.pixels),
+      static_cast<int>(c.images), static_cast<int>(c.pe_images), static_cast<int>(c.dictionaries), c.channels, c.heads, c.entries, 0, cut.chunks,
       cut.tiles_per_chunk, call.through_pe != nullptr, c.eps};
   // Of each sum: the parts, where it goes, how many sums, of how many parts, of what size.
   const auto floats_to = [&](auto to_type, const float* from, void* to, int64_t groups, int64_t of, int64_t size) {

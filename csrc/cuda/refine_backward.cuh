@@ -4,8 +4,8 @@
 //   du = the norm undone    dA = du V^T    dz = A (dA - sum_k A dA)    dx = du + dz K    dpe = dz K
 //   dV = A^T du    dK = dz^T (x + pe)    dbias = sum dz    dout_bias = sum du = the sum of dV over the entries of a head
 // Both dV and dK take C / 2 registers in each thread of four warps, so each has a group of its own; a third group has 16
-// pixels a warp and does the rest, with u in x's place in shared memory and all products that are C wide in slices of one
-// panel. It hands A with du to the one and dz with y to the other through shared memory.
+// pixels a warp and does the rest, with u in x's place in shared memory and all products that are C wide in slices of
+// one panel. It hands A with du to the one and dz with y to the other through shared memory.
 #pragma once
 
 #include "cuda/refine_backward_plan.cuh"
@@ -22,7 +22,8 @@ D2LS_DEVICE Statistics recompute_update(uint32_t x, int row, int channels) {
   for (int first = 0; first < Plan::channels / 8; first += tiles) {
     const uint32_t slice = x + first / tiles * Pixels::panel_bytes;
     float total[tiles][4];
-    const auto bias = [&](int c) { return load_shared<Two>(Plan::out_bias + 32 * (first + c) + 8 * (thread_index() % 4)); };
+    const uint32_t out_bias = Plan::out_bias + 32 * first + 8 * (thread_index() % 4);
+    const auto bias = [&](int c) { return load_shared<Two>(out_bias + 32 * c); };
     residual(total, slice, row, bias, Pixels());
     Plan::Unit::rows_by_tile(total, Plan::weights, row, Plan::value + first / tiles * Plan::Rows::panel_bytes,
                              typename Plan::Weights(), typename Plan::Slice());
@@ -34,7 +35,8 @@ D2LS_DEVICE Statistics recompute_update(uint32_t x, int row, int channels) {
 
 // dx (and dpe) of a warp's 16 pixels, the first of which is pixel `pixel` of the image.
 template <class Plan>
-D2LS_DEVICE void store_pixel_gradients(const RefineBackwardArguments& a, uint32_t du, int row, int dictionary, int pixel) {
+D2LS_DEVICE void store_pixel_gradients(const RefineBackwardArguments& a, uint32_t du, int row, int dictionary,
+                                       int pixel) {
   using T = typename Plan::T;
   constexpr int panel = Plan::Rows::panel;
   const int64_t start = static_cast<int64_t>(dictionary) * a.pixels * a.channels;
@@ -76,8 +78,9 @@ D2LS_DEVICE void pixel_group(const RefineBackwardArguments& a, const Entries& en
   const auto fetch = [&](const void* pixels, const auto& index, uint32_t to, int tile) {
     if (tile < tiles) {
       const int start = chunk().first + tile * Plan::pixels;
-      Pixels::load(to, row, row + 16, static_cast<const T*>(pixels) + static_cast<int64_t>(index()) * a.pixels * a.channels,
-                   a.channels, thread_index() % 32, 32, [&](int r) { return start + r < a.pixels ? start + r : -1; });
+      const T* from = static_cast<const T*>(pixels) + static_cast<int64_t>(index()) * a.pixels * a.channels;
+      Pixels::load(to, row, row + 16, from, a.channels, thread_index() % 32, 32,
+                   [&](int r) { return start + r < a.pixels ? start + r : -1; });
     }
     copy_commit();
   };

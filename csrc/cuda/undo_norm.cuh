@@ -25,8 +25,8 @@ D2LS_DEVICE int column_of_sum(int tile) {
   return 8 * (tile + g / 2) + 2 * t + g % 2;
 }
 
-// Mean and squared deviations of the rows of u, slice by slice of the channels, as Chan, Golub and LeVeque put them together:
-// of what is in registers, before the next slice takes its place.
+// Mean and squared deviations of the rows of u, slice by slice of the channels, put together as Chan, Golub and LeVeque
+// do: of what is in registers, before the next slice takes its place.
 struct Statistics {
   float mean[2] = {0, 0}, squares[2] = {0, 0};
 
@@ -75,9 +75,9 @@ struct SharedSums {
   D2LS_DEVICE float get(int which) const { return load_shared<float>(at(which)); }
 };
 
-// Rows `row` to row + 15 of tile `grad`, the gradient of x', become that of u, which tile `u` has. `norm_weight`: where shared
-// memory has it. Of the gradients of the norm's bias and weight, this lane has in `sums` the columns column_of_sum(0),
-// column_of_sum(4) ..
+// Rows `row` to row + 15 of tile `grad`, the gradient of x', become that of u, which tile `u` has. `norm_weight`: where
+// shared memory has it. Of the gradients of the norm's bias and weight, this lane has in `sums` the columns
+// column_of_sum(0), column_of_sum(4) ..
 template <int C, class M, class Sums>
 D2LS_DEVICE void undo_norm(uint32_t u, const Statistics& statistics, uint32_t grad, int row, uint32_t norm_weight,
                            int channels, float eps, const Sums& sums, M) {

@@ -30,6 +30,7 @@ class Case:
     dtype: torch.dtype = BF16
     shared: bool = True
     scale: float = 1.0
+    shift: float = 0.0
 
     @functools.cached_property
     def tensors(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -41,8 +42,10 @@ class Case:
 
         b, n, j, c = self.batch, self.pixels, self.rows, self.channels
         inputs = [
-            normal(b, n, c), normal(n, c) if self.shared else normal(b, n, c), normal(b, j, c) * self.scale / c**0.5
-        ]  # fmt: skip
+            normal(b, n, c) + self.shift,
+            normal(n, c) if self.shared else normal(b, n, c),
+            normal(b, j, c) * self.scale / c**0.5 - self.shift,
+        ]
         return [t.to(self.dtype) for t in inputs], [normal(b, j, c).to(self.dtype).float(), normal(b, j)]
 
     def defined(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -131,7 +134,15 @@ def test_tf32_where_allowed(gpu: str) -> None:
 
 
 def test_extreme_scores() -> None:
-    """Beyond +-1e3: one pixel takes all, and nothing overflows, in the pixels beyond the image neither."""
+    """Beyond +-1e3: one pixel takes all, and nothing overflows."""
     case = Case(1, 113, 5, 64, FP32, scale=1e3)
     assert all(torch.isfinite(t).all() for t in case.emulated(Device(9)))
     assert all(torch.isfinite(t).all() for t in replace(case, dtype=BF16).emulated(Device(9)))
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_places_beyond_the_image_do_not_count(dtype: torch.dtype, gpu: str) -> None:
+    """Their scores are 0; where all others are below -200, their exponential overflows."""
+    case = Case(1, 75, 5, 64, dtype, shift=2.0)
+    assert all(torch.isfinite(t).all() for t in case.emulated(Device(GPUS[gpu])))

@@ -25,9 +25,13 @@ void print_all(const char* type, const char* architecture) {
   print<AttendBackwardPlan<Kind, Architecture, C>>("attend_backward_chunk", type, architecture, "-");
   print<RefinePlan<Kind, Architecture, C, true>>("refine_chunk", type, architecture, "one-block");
   print<RefinePlan<Kind, Architecture, C, false>>("refine_chunk", type, architecture, "blocks");
-  print<RefineBackwardPlan<Kind, Architecture, C, true>>("refine_backward_chunk", type, architecture, "one-block");
-  print<RefineBackwardPlan<Kind, Architecture, C, false>>("refine_backward_chunk", type, architecture, "blocks");
-  print<UndoNormPlan<Kind, Architecture, C>>("undo_norm_chunk", type, architecture, "blocks");
+  if constexpr (sizeof(typename Kind::Number) == 2) {
+    print<RefineBackwardPlan<Kind, Architecture, C, true>>("refine_backward_chunk", type, architecture, "one-block");
+  }
+  if constexpr (C == 256) {
+    print<RefineBackwardPlan<Kind, Architecture, C, false>>("refine_backward_chunk", type, architecture, "blocks");
+    print<UndoNormPlan<Kind, Architecture, C>>("undo_norm_chunk", type, architecture, "blocks");
+  }
   if constexpr (sizeof(typename Kind::Number) == 2 && Architecture::large_shared_memory) {
     print<RefineAttendPlan<Kind, Architecture, C>>("refine_attend_chunk", type, architecture, "-");
   }
