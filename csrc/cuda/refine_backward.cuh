@@ -120,6 +120,7 @@ D2LS_DEVICE void pixel_group(const RefineBackwardArguments& a, const Entries& en
     load_from_tile(weights, Plan::weights, row, typename Plan::Weights());
     undo_head_softmax(weights, grads, entries);
     store_in_tile(grads, Plan::scores, row, typename Plan::Weights());
+    warp_barrier();  // they are read as a factor by other lanes
     named_barrier_arrive(Plan::key_full, Plan::pair);
     D2LS_UNROLL
     for (int n = 0; n < Plan::rows / 8; n += 4) {
