@@ -33,6 +33,9 @@ OPERATORS = (
     "nce_gradients",
     "dictionary_step",
     "interact",
+    "attend_backward",
+    "refine_backward",
+    "refine_attend_backward",
 )
 
 

@@ -26,6 +26,8 @@ FILES = (
     "nce_gradients",
     "dictionary_step",
     "interact",
+    "attend_backward",
+    "refine_backward",
 )
 TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 ARCHITECTURES = {"Ampere": "sm_80", "Hopper": "sm_90a", "Blackwell": "sm_100"}
@@ -102,10 +104,12 @@ def parsed(usage: str, sass: str, target: str) -> dict[Key, Taken]:
 
 # Mangled names of attend_chunk<AttendPlan<Half<Bf16>, Hopper, 256>, Hopper>, classify_pixels_kernel<Bf16, 16, true>.
 _PLANNED = re.compile(
-    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk|interact_kernel)INS0_\d+\w+?Plan"
+    r"\d+(attend_chunk|refine_chunk|refine_attend_chunk|attend_backward_chunk|refine_backward_chunk|undo_norm_chunk"
+    r"|interact_kernel)INS0_\d+\w+?Plan"
     r"INS0_(?:4HalfINS0_4(Bf16|Fp16)EEE|\d+(RoundedFloat32|Float32)E)"
     r"NS0_\d(Ampere|Hopper|Blackwell)ELi(\d+)E(?:Lb([01])E)?"
 )
+_COMBINE = re.compile(r"\d+(combine_parts_kernel)I(?:NS0_4(Bf16|Fp16)E|f)(?:NS0_4(Bf16|Fp16)E|S\d?_|f)E")
 _STEP = re.compile(r"\d+(dictionary_step_kernel)I(?:NS0_4(Bf16|Fp16)E|f)E")
 _CLASSIFY = re.compile(r"\d+(classify_pixels_kernel)I(?:NS0_4(Bf16|Fp16)E|f)Li(\d+)ELb([01])E")
 
@@ -118,7 +122,12 @@ def _kernel_of(symbol: str, target: str) -> Key | None:
     if match := _PLANNED.search(symbol):
         kernel, half, single, architecture, channels, one_block = match.groups()
         variant = {None: "-", "0": "blocks", "1": "one-block"}[one_block]
+        if kernel == "undo_norm_chunk":  # for several blocks of rows alone
+            variant = "blocks"
         return kernel, TYPES[half or single], ARCHITECTURES[architecture], int(channels), variant
+    if match := _COMBINE.search(symbol):
+        kernel, of, to = match.groups()
+        return kernel, TYPES[to or of or "Float32"], target, 256, "pixels" if of else "-"
     if match := _CLASSIFY.search(symbol):
         kernel, half, units, labels = match.groups()
         return kernel, TYPES[half or "Float32"], target, 16 * int(units), "labels" if labels == "1" else "logits"

@@ -40,7 +40,7 @@ class Plan:
     @property
     def multiplies(self) -> bool:
         """Whether it uses matrix instructions."""
-        without = ("classify", "segmentation", "nce", "dictionary_step")
+        without = ("classify", "segmentation", "nce", "dictionary_step", "combine_parts")
         return self.kernel not in SECOND_STAGES and not self.kernel.startswith(without)
 
 

@@ -47,11 +47,31 @@ D2LS_DEVICE void softmax_of_heads(float (&scores)[TILES][4]) {
       scores[n][half + 1] = power_of_two((scores[n][half + 1] - highest) * log2_e);
       sum += scores[n][half] + scores[n][half + 1];
     }
-    const float scale = 1.0f / quad_sum(sum);
+    const float scale = inverse(quad_sum(sum));
     D2LS_UNROLL
     for (int n = head; n < head + TILES_OF_HEAD; ++n) {
       scores[n][half] *= scale;
       scores[n][half + 1] *= scale;
+    }
+  }
+}
+
+// Gradients of those weights become gradients of the scores.
+template <int TILES_OF_HEAD, int TILES>
+D2LS_DEVICE void undo_softmax_of_heads(const float (&weights)[TILES][4], float (&grads)[TILES][4]) {
+  D2LS_UNROLL
+  for (int i = 0; i < 2 * TILES / TILES_OF_HEAD; ++i) {
+    const int head = i / 2 * TILES_OF_HEAD, half = i % 2 * 2;
+    float mean = 0;
+    D2LS_UNROLL
+    for (int n = head; n < head + TILES_OF_HEAD; ++n) {
+      mean += weights[n][half] * grads[n][half] + weights[n][half + 1] * grads[n][half + 1];
+    }
+    mean = quad_sum(mean);
+    D2LS_UNROLL
+    for (int n = head; n < head + TILES_OF_HEAD; ++n) {
+      grads[n][half] = weights[n][half] * (grads[n][half] - mean);
+      grads[n][half + 1] = weights[n][half + 1] * (grads[n][half + 1] - mean);
     }
   }
 }
@@ -77,6 +97,20 @@ D2LS_DEVICE void head_softmax(float (&scores)[TILES][4], const Entries& entries,
       return softmax_of_heads<4>(scores);
     default:
       return softmax_of_heads<TILES>(scores);
+  }
+}
+
+template <int TILES>
+D2LS_DEVICE void undo_head_softmax(const float (&weights)[TILES][4], float (&grads)[TILES][4], const Entries& entries) {
+  switch (entries.log2()) {
+    case 3:
+      return undo_softmax_of_heads<1>(weights, grads);
+    case 4:
+      return undo_softmax_of_heads<2>(weights, grads);
+    case 5:
+      return undo_softmax_of_heads<4>(weights, grads);
+    default:
+      return undo_softmax_of_heads<TILES>(weights, grads);
   }
 }
 

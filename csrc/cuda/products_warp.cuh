@@ -1,6 +1,6 @@
 // Products of tiles by mma.sync: 16 rows of the result in every warp, independent of the other warps.
 //
-// Results lie as in instructions/mma.cuh: tile n of d[N / 8][4] holds columns 8 n to 8 n + 7. All three forms add to d.
+// Results lie as in instructions/mma.cuh: tile n of d[N / 8][4] holds columns 8 n to 8 n + 7. All five forms add to d.
 #pragma once
 
 #include "cuda/instructions/mma.cuh"
@@ -17,7 +17,8 @@ D2LS_DEVICE void pack_left(uint32_t (&left)[4], const float (&first)[4], const f
   left[3] = Pair<T>::pack(second[2], second[3]);
 }
 
-// Where a lane finds its row of 16 x 16 numbers of a left factor, and of a right factor that is transposed.
+// Where a lane finds its row of 16 x 16 numbers of a left factor, and of a right factor that is transposed; the latter is
+// also that of a left factor whose rows are the columns of a tile.
 template <class M>
 D2LS_DEVICE Place<M> left_place(M, uint32_t tile, int row) {
   const int lane = thread_index() % 32;
@@ -72,23 +73,61 @@ struct WarpProducts {
   // d += W B with W [16][K] a result, rounded to T, and B a tile of K rows.
   template <int K, int C>
   static D2LS_DEVICE void result_by_tile(float (&d)[C / 8][4], const float (&w)[K / 8][4], uint32_t b, Tile<T, K, C>) {
-    const int lane = thread_index() % 32;
-    const Place from(Tile<T, K, C>(), b, lane % 16, lane / 16);
+    const auto right = place_down(Tile<T, K, C>(), b);
     D2LS_UNROLL
     for (int k = 0; k < K; k += 16) {
       uint32_t left[4];
       pack_left<T>(left, w[k / 8], w[k / 8 + 1]);
-      D2LS_UNROLL
-      for (int n = 0; n < C; n += 16) {
-        uint32_t right[4];
-        load_matrices_transposed(right, from.at(k, n / 8));
-        multiply<T>(d[n / 8], left, right[0], right[1]);
-        multiply<T>(d[n / 8 + 1], left, right[2], right[3]);
-      }
+      multiply_down<C>(d, left, right, k);
+    }
+  }
+
+  // d += W B for 16 rows of W from `row`; W is a tile of K columns, B one of K rows.
+  template <int K, int ROWS, int C>
+  static D2LS_DEVICE void rows_by_tile(float (&d)[C / 8][4], uint32_t w, int row, uint32_t b, Tile<T, ROWS, K>,
+                                       Tile<T, K, C>) {
+    const auto from = left_place(Tile<T, ROWS, K>(), w, row);
+    const auto right = place_down(Tile<T, K, C>(), b);
+    D2LS_NO_UNROLL  // as in columns_by_tile
+    for (int k = 0; k < K; k += 16) {
+      uint32_t left[4];
+      load_matrices(left, from.at(0, k / 8));
+      multiply_down<C>(d, left, right, k);
+    }
+  }
+
+  // d += W^T B for 16 columns of W from `column`; W and B are tiles of K rows.
+  template <int K, int COLUMNS, int C>
+  static D2LS_DEVICE void columns_by_tile(float (&d)[C / 8][4], uint32_t w, int column, uint32_t b, Tile<T, K, COLUMNS>,
+                                          Tile<T, K, C>) {
+    const auto from = right_place(Tile<T, K, COLUMNS>(), w);
+    const auto right = place_down(Tile<T, K, C>(), b);
+    D2LS_NO_UNROLL  // d is held over many calls: few registers are left
+    for (int k = 0; k < K; k += 16) {
+      uint32_t left[4];
+      load_matrices_transposed(left, from.at(k, column / 8));
+      multiply_down<C>(d, left, right, k);
     }
   }
 
  private:
+  template <class M>
+  static D2LS_DEVICE Place<M> place_down(M, uint32_t tile) {
+    return Place<M>(M(), tile, thread_index() % 32 % 16, thread_index() % 32 / 16);
+  }
+
+  // The step that multiplies with rows k to k + 15 of B.
+  template <int C, class M>
+  static D2LS_DEVICE void multiply_down(float (&d)[C / 8][4], const uint32_t (&left)[4], const Place<M>& b, int k) {
+    D2LS_UNROLL
+    for (int n = 0; n < C; n += 16) {
+      uint32_t right[4];
+      load_matrices_transposed(right, b.at(k, n / 8));
+      multiply<T>(d[n / 8], left, right[0], right[1]);
+      multiply<T>(d[n / 8 + 1], left, right[2], right[3]);
+    }
+  }
+
   template <int N, class M>
   static D2LS_DEVICE void multiply_step(float (&d)[N / 8][4], const uint32_t (&left)[4], const Place<M>& b, int word) {
     D2LS_UNROLL

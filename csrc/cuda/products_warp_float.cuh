@@ -1,4 +1,4 @@
-// Products of float32 tiles by mma.sync, as TF32: the three forms of WarpProducts, without ldmatrix.
+// Products of float32 tiles by mma.sync, as TF32: the five forms of WarpProducts, without ldmatrix.
 //
 // One product (PASSES = 1), or three that keep float32's precision: with v = high + low,
 // a b = a_low b_high + a_high b_low + a_high b_high up to 2^-22 of it.
@@ -32,16 +32,32 @@ struct WarpProducts<float, PASSES> {
   template <int K, int C>
   static D2LS_DEVICE void result_by_tile(float (&d)[C / 8][4], const float (&w)[K / 8][4], uint32_t b,
                                          Tile<float, K, C>) {
-    const auto even = place_down<0>(Tile<float, K, C>(), b), odd = place_down<1>(Tile<float, K, C>(), b);
-    D2LS_UNROLL
-    for (int k = 0; k < K; k += 8) {
+    left_by_tile<K, C>(d, b, [&](int k) {
       const float(&step)[4] = w[k / 8];
-      const Left left({step[0], step[2], step[1], step[3]});
-      D2LS_UNROLL
-      for (int n = 0; n < C; n += 8) {
-        left.multiply(d[n / 8], load_shared<float>(even.at(k, n / 4)), load_shared<float>(odd.at(k, n / 4)));
-      }
-    }
+      return Left({step[0], step[2], step[1], step[3]});
+    });
+  }
+
+  template <int K, int ROWS, int C>
+  static D2LS_DEVICE void rows_by_tile(float (&d)[C / 8][4], uint32_t w, int row, uint32_t b, Tile<float, ROWS, K>,
+                                       Tile<float, K, C>) {
+    const int lane = thread_index() % 32;
+    const Place from(Tile<float, ROWS, K>(), w, row + lane / 4, lane % 4 / 2, lane % 2 * 8);
+    left_by_tile<K, C>(d, b, [&](int k) {
+      const Two upper = load_shared<Two>(from.at(0, k / 4)), lower = load_shared<Two>(from.at(8, k / 4));
+      return Left({upper.first, lower.first, upper.second, lower.second});
+    });
+  }
+
+  template <int K, int COLUMNS, int C>
+  static D2LS_DEVICE void columns_by_tile(float (&d)[C / 8][4], uint32_t w, int column, uint32_t b,
+                                          Tile<float, K, COLUMNS>, Tile<float, K, C>) {
+    const auto even = place_down<0>(Tile<float, K, COLUMNS>(), w), odd = place_down<1>(Tile<float, K, COLUMNS>(), w);
+    const int word = column / 4;
+    left_by_tile<K, C>(d, b, [&](int k) {
+      return Left({load_shared<float>(even.at(k, word)), load_shared<float>(even.at(k, word + 2)),
+                   load_shared<float>(odd.at(k, word)), load_shared<float>(odd.at(k, word + 2))});
+    });
   }
 
  private:
@@ -76,6 +92,19 @@ struct WarpProducts<float, PASSES> {
       multiply_tf32(d, high, high0, high1);
     }
   };
+
+  template <int K, int C, class A>
+  static D2LS_DEVICE void left_by_tile(float (&d)[C / 8][4], uint32_t b, const A& a) {
+    const auto even = place_down<0>(Tile<float, K, C>(), b), odd = place_down<1>(Tile<float, K, C>(), b);
+    D2LS_UNROLL
+    for (int k = 0; k < K; k += 8) {
+      const Left left = a(k);
+      D2LS_UNROLL
+      for (int n = 0; n < C; n += 8) {
+        left.multiply(d[n / 8], load_shared<float>(even.at(k, n / 4)), load_shared<float>(odd.at(k, n / 4)));
+      }
+    }
+  }
 
   template <int N, int C, class A>
   static D2LS_DEVICE void left_by_rows(float (&d)[N / 8][4], uint32_t b, const A& a) {

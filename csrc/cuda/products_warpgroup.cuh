@@ -1,6 +1,6 @@
 // Products of tiles by wgmma: 64 rows of the result in every warpgroup, 16 in each of its warps.
 //
-// The same three forms as WarpProducts, for all four warps together; every instruction has 64 columns (or all, if fewer),
+// The same five forms as WarpProducts, for all four warps together; every instruction has 64 columns (or all, if fewer),
 // one panel, so that descriptors need no step between panels and d is cut at multiples of 32 registers.
 #pragma once
 
@@ -68,28 +68,52 @@ struct WarpgroupProducts {
 
   template <int K, int C>
   static D2LS_DEVICE void result_by_tile(float (&d)[C / 8][4], const float (&w)[K / 8][4], uint32_t b, Tile<T, K, C>) {
-    uint32_t left[K / 16][4];
-    D2LS_UNROLL
-    for (int k = 0; k < K / 16; ++k) {
-      pack_left<T>(left[k], w[2 * k], w[2 * k + 1]);
-    }
-    hold(d);
-    products_begin();
-    D2LS_UNROLL
-    for (int k = 0; k < K / 16; ++k) {
-      D2LS_UNROLL
-      for (int p = 0; p < C / 64; ++p) {
-        // 16 rows of 128 bytes further down the panel.
-        const uint64_t right = descriptor(b + p * Tile<T, K, C>::panel_bytes) + (k * 16 * 128 >> 4);
-        warpgroup_multiply<T, true>(d + 8 * p, left[k], right);
-      }
-    }
-    products_commit();
-    products_wait<0>();
-    hold(d);
+    left_by_tile<K, K, C>(d, b, [&](uint32_t(&left)[4], int k) { pack_left<T>(left, w[k / 8], w[k / 8 + 1]); });
+  }
+
+  template <int K, int ROWS, int C>
+  static D2LS_DEVICE void rows_by_tile(float (&d)[C / 8][4], uint32_t w, int row, uint32_t b, Tile<T, ROWS, K>,
+                                       Tile<T, K, C>) {
+    const auto from = left_place(Tile<T, ROWS, K>(), w, row);
+    left_by_tile<K, K, C>(d, b, [&](uint32_t(&left)[4], int k) { load_matrices(left, from.at(0, k / 8)); });
+  }
+
+  template <int K, int COLUMNS, int C>
+  static D2LS_DEVICE void columns_by_tile(float (&d)[C / 8][4], uint32_t w, int column, uint32_t b, Tile<T, K, COLUMNS>,
+                                          Tile<T, K, C>) {
+    const auto from = right_place(Tile<T, K, COLUMNS>(), w);
+    left_by_tile<32, K, C>(
+        d, b, [&](uint32_t(&left)[4], int k) { load_matrices_transposed(left, from.at(k, column / 8)); });
   }
 
  private:
+  // d += A B; a(left, k) gives columns k to k + 15 of A, of which STEP columns are in registers at a time.
+  template <int STEP, int K, int C, class A>
+  static D2LS_DEVICE void left_by_tile(float (&d)[C / 8][4], uint32_t b, const A& a) {
+    D2LS_UNROLL
+    for (int first = 0; first < K; first += STEP) {
+      uint32_t left[STEP / 16][4];
+      D2LS_UNROLL
+      for (int k = 0; k < STEP / 16; ++k) {
+        a(left[k], first + 16 * k);
+      }
+      hold(d);
+      products_begin();
+      D2LS_UNROLL
+      for (int k = 0; k < STEP / 16; ++k) {
+        D2LS_UNROLL
+        for (int p = 0; p < C / 64; ++p) {
+          // 16 rows of 128 bytes further down the panel.
+          const uint64_t right = descriptor(b + p * Tile<T, K, C>::panel_bytes) + ((first / 16 + k) * 16 * 128 >> 4);
+          warpgroup_multiply<T, true>(d + 8 * p, left[k], right);
+        }
+      }
+      products_commit();
+      products_wait<0>();
+      hold(d);
+    }
+  }
+
   // What is added to the descriptor of a tile to start at column k.
   template <class M>
   static D2LS_DEVICE constexpr uint64_t step(int k) {

@@ -70,10 +70,11 @@ D2LS_DEVICE Words add_words(const Words& a, const Words& b) {
 }
 
 template <class T, int ROWS, int COLUMNS>
-D2LS_DEVICE void add_encoding(Tile<T, ROWS, COLUMNS>, uint32_t pixels, uint32_t pe, int thread, int threads) {
+D2LS_DEVICE void add_encoding(Tile<T, ROWS, COLUMNS>, uint32_t pixels, uint32_t pe, int thread, int threads,
+                              int first = 0, int last = ROWS) {
   using M = Tile<T, ROWS, COLUMNS>;
   D2LS_UNROLL_TWICE
-  for (int i = thread; i < ROWS * M::words; i += threads) {
+  for (int i = first * M::words + thread; i < last * M::words; i += threads) {
     const uint32_t offset = M::word(0, i / M::words, i % M::words);
     store_shared(pe + offset, add_words<T>(load_shared<Words>(pixels + offset), load_shared<Words>(pe + offset)));
   }
@@ -95,6 +96,15 @@ D2LS_DEVICE Two load_two(uint32_t offset) {
     return {Pair<T>::first(word), Pair<T>::second(word)};
   } else {
     return load_shared<Two>(offset);
+  }
+}
+
+template <class T>
+D2LS_DEVICE void store_two(uint32_t offset, Two value) {
+  if constexpr (sizeof(T) == 2) {
+    store_shared(offset, Pair<T>::pack(value.first, value.second));
+  } else {
+    store_shared(offset, value);
   }
 }
 

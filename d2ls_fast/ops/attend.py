@@ -236,4 +236,4 @@ _GPU = _TRITON if importlib.util.find_spec("triton") is not None else _PLAIN
 
 _register("attend", cpu=(None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("attend_triton", cpu=_TRITON, cuda=_TRITON)
-_register("attend_cuda", cpu=(None, None), cuda=(_cuda.attend, _GPU[1]))
+_register("attend_cuda", cpu=(None, None), cuda=(_cuda.attend, _cuda.attend_backward))

@@ -232,4 +232,4 @@ if importlib.util.find_spec("triton") is not None:
 
 _register("", cpu=(None, None, None) if _extension.LOADED else _PLAIN, cuda=_GPU)
 _register("_triton", cpu=_TRITON, cuda=_TRITON)
-_register("_cuda", cpu=(None, None, None), cuda=(_cuda.refine, _cuda.refine_attend, _GPU[2]))
+_register("_cuda", cpu=(None, None, None), cuda=(_cuda.refine, _cuda.refine_attend, _cuda.refine_backward))

@@ -2,16 +2,20 @@
 #include <cstdio>
 
 #include "cuda/attend.cuh"
+#include "cuda/attend_backward.cuh"
 #include "cuda/classify.cuh"
 #include "cuda/classify_gradients.cuh"
 #include "cuda/dictionary_step.cuh"
 #include "cuda/interact.cuh"
+#include "cuda/combine_parts.cuh"
 #include "cuda/merge.cuh"
 #include "cuda/nce_merge.cuh"
 #include "cuda/refine.cuh"
 #include "cuda/refine_attend.cuh"
 #include "cuda/segmentation_sums.cuh"
 #include "cuda/sum_parts.cuh"
+#include "cuda/refine_backward_kernel.cuh"
+#include "cuda/undo_norm_kernel.cuh"
 
 namespace d2ls::cuda {
 
@@ -24,8 +28,16 @@ void print(const char* kernel, const char* type, const char* architecture, const
 template <class Kind, class Architecture, int C>
 void print_all(const char* type, const char* architecture) {
   print<AttendPlan<Kind, Architecture, C>>("attend_chunk", type, architecture, "-");
+  print<AttendBackwardPlan<Kind, Architecture, C>>("attend_backward_chunk", type, architecture, "-");
   print<RefinePlan<Kind, Architecture, C, true>>("refine_chunk", type, architecture, "one-block");
   print<RefinePlan<Kind, Architecture, C, false>>("refine_chunk", type, architecture, "blocks");
+  if constexpr (sizeof(typename Kind::Number) == 2) {
+    print<RefineBackwardPlan<Kind, Architecture, C, true>>("refine_backward_chunk", type, architecture, "one-block");
+  }
+  if constexpr (C == 256) {
+    print<RefineBackwardPlan<Kind, Architecture, C, false>>("refine_backward_chunk", type, architecture, "blocks");
+    print<UndoNormPlan<Kind, Architecture, C>>("undo_norm_chunk", type, architecture, "blocks");
+  }
   if constexpr (sizeof(typename Kind::Number) == 2 && Architecture::large_shared_memory) {
     print<RefineAttendPlan<Kind, Architecture, C>>("refine_attend_chunk", type, architecture, "-");
     print<InteractPlan<Kind, Architecture, C>>("interact_kernel", type, architecture, "-");
@@ -70,6 +82,11 @@ void print_channels(const char* architecture) {
     print_classify(type, architecture);
     // Its shared memory holds the entries.
     std::printf("dictionary_step_kernel %s %s 256 - %d 1 0\n", type, architecture, step_threads);
+    std::printf("combine_parts_kernel %s %s 256 - %d 1 %u\n", type, architecture, combine_threads, combine_shared_bytes);
+  }
+  for (const char* type : {"bf16", "fp16"}) {
+    std::printf("combine_parts_kernel %s %s 256 pixels %d 1 %u\n", type, architecture, combine_threads,
+                combine_shared_bytes);
   }
 }
 

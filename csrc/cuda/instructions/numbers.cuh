@@ -80,6 +80,12 @@ D2LS_DEVICE float power_of_two(float x) {
   return result;
 }
 D2LS_DEVICE float inverse_root(float x) { return rsqrtf(x); }
+// To one unit in the last place, without the call that an exact division makes for numbers near the ends of the range.
+D2LS_DEVICE float inverse(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
 D2LS_DEVICE float word_as_float(uint32_t word) { return __uint_as_float(word); }
 D2LS_DEVICE uint32_t float_as_word(float value) { return __float_as_uint(value); }
 D2LS_DEVICE constexpr float infinity() { return __builtin_huge_valf(); }
@@ -103,6 +109,7 @@ using emulator::tf32;
 using emulator::word_as_float;
 inline float power_of_two(float x) { return std::exp2(x); }
 inline float inverse_root(float x) { return 1.0f / std::sqrt(x); }
+inline float inverse(float x) { return 1.0f / x; }
 inline constexpr float infinity() { return std::numeric_limits<float>::infinity(); }
 
 #endif
