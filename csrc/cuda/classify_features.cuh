@@ -65,15 +65,15 @@ struct SubPixel {
   D2LS_DEVICE int64_t at(const ClassifyArguments& a) const { return static_cast<int64_t>(row) * 4 * a.width + column; }
 };
 
-// This sub-pixel's share of the normalised pixel, zero in padded units; returns one over the standard deviation. read(c)
-// gives channel c of the pixel.
+// This sub-pixel's share of the normalised pixel, zero in padded units; returns one over the standard deviation.
+// read(c, lane) gives channel c + lane of the pixel: apart, so that an address is found once and c a constant beside it.
 template <int UNITS, class Read>
 D2LS_DEVICE float normalised_from(float (&u)[UNITS], const Read& read, const ClassifyArguments& a) {
   const int lane = thread_index() % 16, units = a.channels / 16;
   float sum = 0, squares = 0;
   D2LS_UNROLL
   for (int i = 0; i < UNITS; ++i) {
-    u[i] = i < units ? read(i * 16 + lane) : 0.0f;
+    u[i] = i < units ? read(i * 16, lane) : 0.0f;
     sum += u[i];
   }
   sum += shuffle_xor(sum, 4);
@@ -96,7 +96,7 @@ D2LS_DEVICE float normalised_from(float (&u)[UNITS], const Read& read, const Cla
 
 template <int UNITS, class T>
 D2LS_DEVICE float normalised(float (&u)[UNITS], const T* pixel, const ClassifyArguments& a) {
-  return normalised_from(u, [=](int channel) { return number(pixel + channel); }, a);
+  return normalised_from(u, [=](int first, int lane) { return number(pixel + first + lane); }, a);
 }
 
 // This sub-pixel's UNITS features: both shuffles, the norm and both activations.
@@ -113,7 +113,7 @@ D2LS_DEVICE void features_from(float (&u)[UNITS], const Read& read, const Classi
 
 template <int UNITS, class T>
 D2LS_DEVICE void features(float (&u)[UNITS], const T* pixel, const ClassifyArguments& a) {
-  features_from(u, [=](int channel) { return number(pixel + channel); }, a);
+  features_from(u, [=](int first, int lane) { return number(pixel + first + lane); }, a);
 }
 
 // The score of a class vector in shared memory, UNITS floats.

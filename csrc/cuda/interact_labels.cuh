@@ -68,7 +68,8 @@ D2LS_DEVICE void label_tile(const ResidentTile<Plan>& tile, const ClassifyCall& 
     float u[UNITS];
     features_from(
         u,
-        [&](int channel) {
+        [&](int first, int lane) {
+          const int channel = first + lane;
           const uint32_t word = Plan::Pixels::word(tile.here() + Plan::x, row, channel / 8);
           return Pair<typename Plan::T>::first(load_shared<uint16_t>(word + channel % 8 * 2));
         },
