@@ -122,7 +122,9 @@ def test_the_watch_sees_what_is_forbidden() -> None:
 
 
 def test_the_cuda_sources_neither_allocate_nor_wait() -> None:
-    forbidden = re.compile(r"\bcuda(Malloc|Free|Memcpy|Memset|HostAlloc|\w*Synchronize|StreamCreate|EventQuery)\w*\(")
+    # cudaMemsetAsync becomes a node of the graph.
+    calls = r"Malloc\w*|Free\w*|Memcpy\w*|Memset|HostAlloc|\w*Synchronize|StreamCreate\w*|EventQuery"
+    forbidden = re.compile(rf"\bcuda({calls})\(")
     files = [path for path in CSRC.rglob("*") if path.suffix in (".cu", ".cuh", ".h") and "emulator" not in path.parts]
     assert len(files) > 10
     found = [f"{path.name}: {match[0]}" for path in files for match in forbidden.finditer(path.read_text())]
